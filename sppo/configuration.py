@@ -1,0 +1,117 @@
+"""Reading a YAML file into a frozen model, with errors a person can act on.
+
+Numbers are read as YAML 1.2 reads them (`5e-7` is a number), duplicate keys are refused, unknown keys are answered with the
+nearest known one.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sppo.errors import SppoError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Base of every part of a recipe or hardware file: immutable, unknown keys and nan refused, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 numbers and booleans, and without duplicate keys."""
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+        seen.add(key.value)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[1] not in ("float", "int", "bool", "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
+def parse_yaml(text: str, where: str, error: type[SppoError]) -> dict[str, Any]:
+    """A YAML mapping. Raises `error` naming file, line and what was expected."""
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as problem:
+        raise error(f"{where} is not valid YAML: {' '.join(str(problem).split())}") from problem
+    if not isinstance(value, dict):
+        raise error(f"{where} holds {type(value).__name__}; expected keys and values")
+    return value
+
+
+def validate(model: type[Model], values: Mapping[str, Any], where: str, error: type[SppoError]) -> Model:
+    """A frozen model from plain values. Raises `error` with one line for each thing wrong."""
+    try:
+        return model.model_validate_json(json.dumps(values))  # strict JSON: a list is a tuple, `true` is no number
+    except ValidationError as problem:
+        lines = [_explain(model, item) for item in problem.errors()]
+        raise error(f"{where}: " + f"\n{where}: ".join(lines)) from problem
+
+
+def read_model(model: type[Model], path: Path, error: type[SppoError]) -> Model:
+    """A frozen model from a YAML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"cannot read {path}: {problem}") from problem
+    return validate(model, parse_yaml(text, str(path), error), str(path), error)
+
+
+def _explain(model: type[BaseModel], item: Any) -> str:
+    loc = [str(part) for part in item["loc"]]
+    name = ".".join(loc)
+    if item["type"] == "extra_forbidden":
+        known = _keys_at(model, loc[:-1])
+        near = difflib.get_close_matches(loc[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {name!r}; {hint}"
+    if item["type"] == "missing":
+        return f"{name!r} is missing; it has no default because it changes results"
+    message = item["msg"].removeprefix("Value error, ")
+    shown = "" if item["type"] == "value_error" and not loc else f" is {item['input']!r}"
+    return f"{name or 'the file'}{shown}; {message[0].lower() + message[1:]}"
+
+
+def _keys_at(model: Any, loc: list[str]) -> list[str]:
+    """Known keys of the model that a location leads to; union members are picked by their tag."""
+    for part in loc:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            options = [option for option in _models_in(model) if part == option.model_fields["kind"].default or part.isdigit()]
+            model = options[0] if options else model
+        elif part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            inner = _models_in(annotation)
+            model = inner[0] if len(inner) == 1 else annotation
+    return sorted(key for option in _models_in(model) for key in option.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models_in(argument)]
+

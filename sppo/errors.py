@@ -1,0 +1,49 @@
+"""The one exception tree. Each message names the thing, the value, what was expected and the next move."""
+
+
+class SppoError(Exception):
+    """Base of every error this package raises on purpose; the command line prints its message without a traceback."""
+
+
+class RecipeError(SppoError):
+    """A recipe (what is computed) cannot be read or asks for something impossible."""
+
+
+class HardwareError(SppoError):
+    """A hardware file (where it runs) cannot be read, or does not fit the recipe or this machine."""
+
+
+class PromptError(SppoError):
+    """A prompt dataset, or a row of it, cannot be used."""
+
+
+class PolicyError(SppoError):
+    """A policy's weights or tokenizer cannot be used."""
+
+
+class JudgeError(SppoError):
+    """A judge cannot be loaded, or cannot judge what it was given."""
+
+
+class EstimateError(SppoError):
+    """Judge logits cannot be turned into win probabilities."""
+
+
+class TrainError(SppoError):
+    """A training run cannot start, continue or be trusted."""
+
+
+class RunError(SppoError):
+    """A run's name, iteration or index is not usable."""
+
+
+class StoreError(SppoError):
+    """The artifact store cannot be reached, written or believed."""
+
+
+class CorruptArtifactError(StoreError):
+    """An object's bytes differ from what its manifest says."""
+
+
+class LaunchError(SppoError):
+    """A worker process failed; carries its exit status and last lines."""

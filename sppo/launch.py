@@ -1,0 +1,178 @@
+"""Worker processes: how they are started, watched and ended.
+
+A heavy stage runs as `python -m sppo.workers.<stage> run.json`, one process a device. Its output goes to a log file, its
+progress to a small file that we poll; if one process of a group fails, the others are ended and the error carries the last lines.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from sppo.errors import LaunchError
+from sppo.progress import Progress, Report, read_progress
+
+POLL_S = 0.1
+GRACE_S = 10.0
+"""Between SIGTERM and SIGKILL."""
+TAIL_LINES = 20
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process to start."""
+
+    module: str
+    """Such as `sppo.workers.rank`."""
+    config: Path
+    """Its run.json."""
+    log: Path
+    progress: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to ours."""
+
+
+def worker_argv(worker: Worker) -> list[str]:
+    """The command: always a module and one resolved run.json, never a string of flags."""
+    return [sys.executable, "-m", worker.module, str(worker.config)]
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Variables that hold a process to a number of CPU threads."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def device_environment(device: str, index: int, devices_each: int) -> dict[str, str]:
+    """Pins the `index`-th process to its own GPUs, within CUDA_VISIBLE_DEVICES where that is set."""
+    if device != "cuda":
+        return {}
+    wanted = range(index * devices_each, (index + 1) * devices_each)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(str(number) for number in wanted)}
+    names = visible.split(",")
+    if len(names) < wanted.stop:
+        raise LaunchError(
+            f"process {index} needs GPUs {wanted.start} to {wanted.stop - 1} of CUDA_VISIBLE_DEVICES={visible}, "
+            f"which holds {len(names)}; choose hardware with fewer processes"
+        )
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[number] for number in wanted)}
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torch.distributed reads, for one machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    """A TCP port that was free on loopback a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_config(config: BaseModel, path: Path) -> Path:
+    """One resolved run.json."""
+    path.write_text(json.dumps(config.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def run_workers(
+    workers: Sequence[Worker],
+    timeout_s: float,
+    report: Report,
+    combine: Callable[[Sequence[Progress]], Progress],
+) -> None:
+    """Start all workers, pass on their combined progress, wait for all. No process outlives this call.
+
+    Raises LaunchError with the exit status and last lines of the first that fails, or when the time is up."""
+    processes: list[subprocess.Popen[bytes]] = []
+    deadline = time.monotonic() + timeout_s
+    try:
+        for worker in workers:
+            processes.append(_start(worker))
+        last: Progress | None = None
+        while True:
+            codes = [process.poll() for process in processes]
+            last = _pass_on(workers, report, combine, last)
+            failed = [index for index, code in enumerate(codes) if code not in (None, 0)]
+            if failed:
+                raise LaunchError(_failure(workers[failed[0]], codes[failed[0]]))
+            if all(code == 0 for code in codes):
+                return
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"{workers[0].module} was not done after {timeout_s:.0f} s and was ended; what it committed is kept: "
+                    "run again to continue, or raise timeout_s in the hardware file"
+                )
+            time.sleep(POLL_S)
+    finally:
+        _end(processes)
+
+
+def _start(worker: Worker) -> "subprocess.Popen[bytes]":
+    worker.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **worker.environment, "PYTHONUNBUFFERED": "1"}
+    with worker.log.open("ab") as log:
+        return subprocess.Popen(
+            worker_argv(worker), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+
+
+def _pass_on(
+    workers: Sequence[Worker],
+    report: Report,
+    combine: Callable[[Sequence[Progress]], Progress],
+    last: Progress | None,
+) -> Progress | None:
+    seen = [progress for worker in workers if (progress := read_progress(worker.progress)) is not None]
+    if not seen:
+        return last
+    now = combine(seen)
+    if now != last:
+        report(now)
+    return now
+
+
+def _failure(worker: Worker, code: int | None) -> str:
+    lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+    cause = f"exit status {code}"
+    if code is not None and code < 0:
+        cause = f"signal {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            cause += " (often: out of memory)"
+    shown = "\n  ".join(lines)
+    return f"{worker.module} ended with {cause}; its last lines, from {worker.log}:\n  {shown}"
+
+
+def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    alive = [process for process in processes if process.poll() is None]
+    for process in alive:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_S
+    for process in alive:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,272 @@
+"""What is computed: policy, prompts, judge, sampling, estimator, loss, optimizer, iterations, seed.
+
+Every value changes results, so every value is fingerprinted, in the stages that read it and in no other. What only says
+where and how fast it runs is in `sppo.hardware`.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sppo.configuration import Frozen, parse_yaml, validate
+from sppo.errors import RecipeError
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")]
+
+
+class HubModel(Frozen):
+    """A model of the Hugging Face hub, pinned to a revision when the run starts."""
+
+    kind: Literal["hub"]
+    model: HubId
+    revision: str = "main"
+
+
+class FolderModel(Frozen):
+    """A model in a local folder, safetensors only."""
+
+    kind: Literal["folder"]
+    path: str
+
+
+class WorldModel(Frozen):
+    """The tiny world's own, made from scratch."""
+
+    kind: Literal["world"]
+
+
+ModelSource = Annotated[HubModel | FolderModel | WorldModel, Field(discriminator="kind")]
+
+
+class Policy(Frozen):
+    """pi_0, the instruction-tuned model that the first iteration improves."""
+
+    source: ModelSource
+    system_role: Literal["keep", "fold"]
+    """`fold` joins a system turn to the first user turn, for templates that refuse one (Gemma-2, Mistral-v0.2)."""
+    stop_tokens: tuple[str, ...]
+    """Tokens that end a response, by text; the tokenizer's EOS is always one."""
+    dtype: Literal["float32", "bfloat16"]
+    """Precision of the forward pass in sampling and training. Master weights are always fp32."""
+
+
+class SnorkelPrompts(Frozen):
+    """snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset: UltraFeedback in three partitions, `train_iteration_t` and `test_iteration_t`."""
+
+    kind: Literal["snorkel"]
+    dataset: str
+    """Hub id, or a local folder or file prefix that holds the splits as parquet."""
+    revision: str = "main"
+
+
+class UltraFeedbackPrompts(Frozen):
+    """UltraFeedback's own prompts, joined to the Snorkel partition by prompt id (the sha256 of the prompt)."""
+
+    kind: Literal["ultrafeedback"]
+    dataset: str
+    partition: str
+    """The Snorkel dataset that says which prompt belongs to which iteration."""
+    revision: str = "main"
+
+
+class OwnPrompts(Frozen):
+    """A dataset of the user's own: a JSONL or Parquet file, or a dataset of the hub, portioned by a stable hash."""
+
+    kind: Literal["own"]
+    dataset: str
+    split: str = "train"
+    """Only read for a dataset of the hub."""
+    prompt_column: str = "prompt"
+    """Text, or a list of {role, content} turns."""
+    id_column: str | None = None
+    """Without one, the id is the sha256 of the prompt."""
+    test_share: Annotated[float, Field(gt=0, lt=1)]
+
+
+class WorldPrompts(Frozen):
+    """The tiny world's instructions."""
+
+    kind: Literal["world"]
+    train_prompts: Positive
+    """Per iteration."""
+    test_prompts: Positive
+
+
+class Prompts(Frozen):
+    """x ~ X, split into one portion an iteration and held-out test prompts."""
+
+    source: Annotated[
+        SnorkelPrompts | UltraFeedbackPrompts | OwnPrompts | WorldPrompts, Field(discriminator="kind")
+    ]
+    max_prompt_tokens: Positive
+    """Longer prompts, rendered, are unusable rows."""
+    unusable_rows: Literal["refuse", "drop"]
+    """An empty, over-long or unreadable row is an error, or dropped and counted with its reason."""
+
+
+class Sampling(Frozen):
+    """y_1..y_K ~ pi_t(.|x)."""
+
+    responses: Positive
+    """K for training, n for evaluation."""
+    temperature: Annotated[float, Field(gt=0)]
+    top_p: Share
+    max_tokens: Positive
+    """New tokens; a response that reaches it is marked `length`."""
+
+
+class Generation(Sampling):
+    """How training responses are drawn, and with which engine."""
+
+    engine: Literal["auto", "vllm", "transformers"]
+    """Two engines draw different samples, so the engine is part of the recipe. `auto` is decided once, when the run starts."""
+
+    @model_validator(mode="after")
+    def _can_be_compared(self) -> "Generation":
+        if self.responses < 2:
+            raise ValueError("K = 1 leaves nothing to compare; expected at least 2 responses")
+        return self
+
+
+class PairRMJudge(Frozen):
+    """PairRM, a DeBERTa that reads the prompt and two candidates at once."""
+
+    kind: Literal["pairrm"]
+    source: ModelSource
+    max_source_tokens: Positive
+    max_candidate_tokens: Positive
+    """Per candidate, with its control token; each gains half of what a short source leaves."""
+
+
+class WorldRuleJudge(Frozen):
+    """The tiny world's own rule: exact preferences of its language."""
+
+    kind: Literal["world-rule"]
+
+
+Judge = Annotated[PairRMJudge | WorldRuleJudge, Field(discriminator="kind")]
+
+
+class Estimator(Frozen):
+    """P(y > pi_t | x) from the judge's logits."""
+
+    rule: Literal["pairwise", "bradley_terry"]
+    """`pairwise` keeps a general preference model; `bradley_terry` is the released code's transitive reduction."""
+    self_match: bool
+    """Whether a response's match against itself counts, with probability 1/2, as in the released code."""
+
+
+class Selection(Frozen):
+    """Which of the K responses are trained on."""
+
+    responses: Literal["extremes", "all"]
+    """`extremes` is the released behaviour: the best and the worst of K."""
+    drop_ties: bool
+    """Leave out prompts whose responses no judge tells apart (all identical, or all targets equal)."""
+
+
+class Training(Frozen):
+    """pi_{t+1} = argmin E (log pi_theta/pi_t - eta (P - 1/2))^2."""
+
+    loss: Literal["sppo"]
+    eta: Annotated[float, Field(gt=0)]
+    """1/beta; the paper's eta."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    optimizer: Literal["rmsprop", "adamw"]
+    schedule: Literal["linear", "constant"]
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    """Of the schedule's steps."""
+    schedule_epochs: Positive
+    """Length of the learning-rate schedule."""
+    stop_epochs: Positive
+    """Where training stops; the published Mistral stopped at 1 of 18."""
+    global_batch: Positive
+    """Prompts a step, over all devices and accumulation steps."""
+    max_tokens: Positive
+    """Of prompt and response together; a longer response is cut there and gets no EOS."""
+    max_grad_norm: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _stops_within_its_schedule(self) -> "Training":
+        if self.stop_epochs > self.schedule_epochs:
+            raise ValueError(
+                f"stop_epochs {self.stop_epochs} is past schedule_epochs {self.schedule_epochs}; "
+                "the learning rate would be negative: raise schedule_epochs"
+            )
+        return self
+
+
+class Evaluation(Frozen):
+    """Held-out win rates."""
+
+    sampling: Sampling
+    judges: Annotated[tuple[Judge, ...], Field(min_length=1)]
+    """The first is reported as the judge, the others as independent ones."""
+    max_prompts: Positive
+    """Test prompts used, the first ones in the order of their ids."""
+    resamples: Positive
+    """Bootstrap resamples over prompts."""
+
+
+class Recipe(Frozen):
+    """One SPPO run, completely."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    seed: Annotated[int, Field(ge=0)]
+    iterations: Positive
+    policy: Policy
+    prompts: Prompts
+    generation: Generation
+    judge: Judge
+    estimator: Estimator
+    selection: Selection
+    training: Training
+    evaluation: Evaluation
+
+    def part(self, *names: str) -> dict[str, object]:
+        """The named top-level values as plain JSON: what a stage reads and is fingerprinted by."""
+        return self.model_dump(mode="json", include=set(names))
+
+    def check_iteration(self, iteration: int) -> None:
+        """Raises RecipeError unless 1 <= iteration <= iterations."""
+        if not 1 <= iteration <= self.iterations:
+            raise RecipeError(
+                f"iteration {iteration} of recipe {self.name}; expected 1 to {self.iterations} (iteration 0 is the base policy)"
+            )
+
+
+def recipe_names(folder: Path) -> list[str]:
+    """Names of the recipes in a folder, sorted."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_recipe(name: str, folder: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """A recipe by name from a folder, or by path to a YAML file, with overrides such as `training.eta=4`.
+
+    Raises RecipeError for an unknown name, an unknown key (naming the nearest known one) or a value out of range."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if path.parent == folder and not re.match(r"^[a-z0-9][a-z0-9._-]{0,62}$", path.stem) or not path.is_file():
+        known = ", ".join(recipe_names(folder)) or "none"
+        raise RecipeError(f"no recipe {name!r} in {folder}; known recipes: {known}; or give the path of a YAML file")
+    values = parse_yaml(path.read_text(encoding="utf-8"), str(path), RecipeError)
+    for override in overrides:
+        _override(values, override)
+    return validate(Recipe, values, f"recipe {name}", RecipeError)
+
+
+def _override(values: dict[str, object], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(f"override {override!r}; expected key=value, such as training.eta=4")
+    *parents, last = key.split(".")
+    place: dict[str, object] = values
+    for parent in parents:
+        inner = place.get(parent)
+        if not isinstance(inner, dict):
+            raise RecipeError(f"override {override!r}: no {parent!r} in the recipe; its keys are {', '.join(place)}")
+        place = inner
+    place[last] = parse_yaml(f"value: {text}", f"override {override!r}", RecipeError)["value"]

@@ -1,0 +1,89 @@
+"""The stages: what each reads of the recipe and which it follows. The one table that fingerprints, plans and diffs share."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sppo.fingerprint import stage_fingerprint
+from sppo.recipe import Recipe
+from sppo.store import Artifact, Identity
+from sppo.store.artifact import ArtifactFile
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of an iteration."""
+
+    name: str
+    version: int
+    """Raised when the stage's code changes what it computes."""
+    reads: tuple[str, ...]
+    """Dotted paths into the recipe."""
+    after: tuple[str, ...]
+    """Stages whose artifacts it reads."""
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("policy", 1, ("policy.source",), ()),
+        Stage("judge", 1, ("judge.source",), ()),
+        Stage("split", 1, ("prompts", "iterations", "policy.system_role"), ("policy",)),
+        Stage("generate", 1, ("generation", "policy.stop_tokens", "policy.dtype", "seed"), ("split", "policy")),
+        Stage("rank", 1, ("judge",), ("judge", "generate")),
+        Stage("estimate", 1, ("estimator", "selection"), ("rank", "generate")),
+        Stage("train", 1, ("training", "policy.dtype", "seed"), ("policy", "generate", "estimate")),
+        Stage(
+            "sample",
+            1,
+            ("evaluation.sampling", "evaluation.max_prompts", "generation.engine", "policy.stop_tokens", "policy.dtype", "seed"),
+            ("split", "train"),
+        ),
+        Stage("duel", 1, ("evaluation.judges",), ("judge", "sample")),
+        Stage("evaluate", 1, ("evaluation.resamples", "seed"), ("duel",)),
+    )
+}
+
+
+def recipe_part(stage: str, recipe: Recipe) -> dict[str, object]:
+    """What a stage reads of a recipe, as plain JSON keyed by dotted path.
+
+    Where weights come from is left out of every stage but the one that fetches them: they enter by their digest."""
+    part: dict[str, object] = {}
+    for path in STAGES[stage].reads:
+        value: Any = recipe.model_dump(mode="json")
+        for name in path.split("."):
+            value = value[name]
+        part[path] = _without_sources(value) if stage in ("rank", "duel") else value
+    if '"kind": "world"' in json.dumps(part):
+        part["seed"] = recipe.seed  # the tiny world is made from the recipe's seed
+    return part
+
+
+def _without_sources(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: inner for key, inner in value.items() if key != "source"}
+    return [_without_sources(inner) for inner in value]
+
+
+def stage_identity(
+    stage: str,
+    recipe: Recipe,
+    inputs: Mapping[str, Artifact | ArtifactFile | str],
+    more: Mapping[str, object] | None = None,
+) -> Identity:
+    """Identity of a stage's artifact; `more` adds what the recipe does not know, such as the iteration."""
+    part = {**recipe_part(stage, recipe), **(more or {})}
+    return Identity(stage=stage, version=STAGES[stage].version, recipe=part, inputs=dict(inputs))
+
+
+def plan_fingerprints(recipe: Recipe) -> dict[str, str]:
+    """A fingerprint for each stage before anything has run: its recipe part chained with those of the stages before it.
+
+    Equal plans compute the same; an artifact's own fingerprint has the digests of real inputs in their place."""
+    plan: dict[str, str] = {}
+    for stage in STAGES.values():
+        inputs = {name: plan[name] for name in stage.after}
+        plan[stage.name] = stage_fingerprint(stage.name, stage.version, recipe_part(stage.name, recipe), inputs)
+    return plan

@@ -1,0 +1,1 @@
+"""`python -m sppo.workers.<stage> run.json`: one per heavy process."""
