@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sppo.errors import SppoError
 
+NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -53,10 +54,21 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
+def named_file(name: str, folder: Path) -> Path | None:
+    """The YAML file of a plain name in a folder, or of a path that ends in .yaml; None if there is none."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    elif NAME.match(name):
+        path = folder / f"{name}.yaml"
+    else:
+        return None  # such as `../x`: a name never leaves its folder
+    return path if path.is_file() else None
+
+
 def parse_yaml(text: str, where: str, error: type[SppoError]) -> dict[str, Any]:
     """A YAML mapping. Raises `error` naming file, line and what was expected."""
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as problem:
         raise error(f"{where} is not valid YAML: {' '.join(str(problem).split())}") from problem
     if not isinstance(value, dict):
@@ -84,34 +96,43 @@ def read_model(model: type[Model], path: Path, error: type[SppoError]) -> Model:
 
 def _explain(model: type[BaseModel], item: Any) -> str:
     loc = [str(part) for part in item["loc"]]
-    name = ".".join(loc)
+    place, names = _walk(model, loc)
+    name = ".".join(names)
     if item["type"] == "extra_forbidden":
-        known = _keys_at(model, loc[:-1])
+        known = sorted({key for option in _models_in(place) for key in option.model_fields})
         near = difflib.get_close_matches(loc[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {name!r}; {hint}"
     if item["type"] == "missing":
-        return f"{name!r} is missing; it has no default because it changes results"
-    message = item["msg"].removeprefix("Value error, ")
-    shown = "" if item["type"] == "value_error" and not loc else f" is {item['input']!r}"
-    return f"{name or 'the file'}{shown}; {message[0].lower() + message[1:]}"
+        return f"{name!r} is missing; expected a value, for nothing here has a silent default"
+    if item["type"] == "value_error":  # a rule of ours about several keys, already in our words
+        return f"{name or 'the file'}: {item['msg'].removeprefix('Value error, ')}"
+    return f"{name or 'the file'} is {item['input']!r}; {item['msg'][0].lower() + item['msg'][1:]}"
 
 
-def _keys_at(model: Any, loc: list[str]) -> list[str]:
-    """Known keys of the model that a location leads to; union members are picked by their tag."""
-    for part in loc:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            options = [option for option in _models_in(model) if part == option.model_fields["kind"].default or part.isdigit()]
-            model = options[0] if options else model
-        elif part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            inner = _models_in(annotation)
-            model = inner[0] if len(inner) == 1 else annotation
-    return sorted(key for option in _models_in(model) for key in option.model_fields)
+def _walk(model: Any, loc: list[str]) -> tuple[Any, list[str]]:
+    """The model that holds the last key of a location, and the keys as a person writes them: union tags left out."""
+    names: list[str] = []
+    for position, part in enumerate(loc):
+        last = position == len(loc) - 1
+        tagged = [option for option in _models_in(model) if part in _tags(option)]
+        if not isinstance(model, type) and tagged:
+            model = tagged[0]
+            continue
+        names.append(part)
+        if not last and isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            field = model.model_fields[part]
+            inner = _models_in(field.annotation)
+            model = inner[0] if len(inner) == 1 else field.annotation
+    return model, names
+
+
+def _tags(model: type[BaseModel]) -> tuple[str, ...]:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation) if kind else ()
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for argument in get_args(annotation) for found in _models_in(argument)]
-

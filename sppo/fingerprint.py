@@ -13,7 +13,6 @@ from pathlib import Path
 from sppo.errors import StoreError
 
 
-
 def canonical_json(value: object) -> str:
     """The one JSON text of a value: sorted keys, no white space, shortest round-trip floats.
 
@@ -37,7 +36,9 @@ def _refuse_unstable(value: object, where: str) -> None:
         for position, inner in enumerate(value):
             _refuse_unstable(inner, f"{where}[{position}]")
         return
-    raise StoreError(f"{where} is a {type(value).__name__}, which has no stable form; expected None, bool, int, float, str, list or dict")
+    raise StoreError(
+        f"{where} is a {type(value).__name__}, which has no stable form; expected None, bool, int, float, str, list or dict"
+    )
 
 
 def digest_of(value: object) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sppo.configuration import Frozen, read_model
+from sppo.configuration import Frozen, named_file, read_model
 from sppo.errors import HardwareError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -82,8 +82,8 @@ def hardware_names(folder: Path) -> list[str]:
 
 def load_hardware(name: str, folder: Path) -> Hardware:
     """A hardware file by name from a folder, or by path. Raises HardwareError naming what is wrong and what is known."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
+    path = named_file(name, folder)
+    if path is None:
         known = ", ".join(hardware_names(folder)) or "none"
         raise HardwareError(f"no hardware {name!r} in {folder}; known: {known}; or give the path of a YAML file")
     return read_model(Hardware, path, HardwareError)

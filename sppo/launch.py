@@ -1,7 +1,7 @@
 """Worker processes: how they are started, watched and ended.
 
 A heavy stage runs as `python -m sppo.workers.<stage> run.json`, one process a device. Its output goes to a log file, its
-progress to a small file that we poll; if one process of a group fails, the others are ended and the error carries the last lines.
+progress to a small file that we poll; if one of a group fails, the others are ended and the error carries the last lines.
 """
 
 import json

@@ -4,13 +4,12 @@ Every value changes results, so every value is fingerprinted, in the stages that
 where and how fast it runs is in `sppo.hardware`.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sppo.configuration import Frozen, parse_yaml, validate
+from sppo.configuration import NAME, Frozen, named_file, parse_yaml, validate
 from sppo.errors import RecipeError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -55,7 +54,7 @@ class Policy(Frozen):
 
 
 class SnorkelPrompts(Frozen):
-    """snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset: UltraFeedback in three partitions, `train_iteration_t` and `test_iteration_t`."""
+    """snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset: UltraFeedback as `train_iteration_t` and `test_iteration_t`, t = 1..3."""
 
     kind: Literal["snorkel"]
     dataset: str
@@ -99,9 +98,7 @@ class WorldPrompts(Frozen):
 class Prompts(Frozen):
     """x ~ X, split into one portion an iteration and held-out test prompts."""
 
-    source: Annotated[
-        SnorkelPrompts | UltraFeedbackPrompts | OwnPrompts | WorldPrompts, Field(discriminator="kind")
-    ]
+    source: Annotated[SnorkelPrompts | UltraFeedbackPrompts | OwnPrompts | WorldPrompts, Field(discriminator="kind")]
     max_prompt_tokens: Positive
     """Longer prompts, rendered, are unusable rows."""
     unusable_rows: Literal["refuse", "drop"]
@@ -204,18 +201,24 @@ class Evaluation(Frozen):
     """Held-out win rates."""
 
     sampling: Sampling
-    judges: Annotated[tuple[Judge, ...], Field(min_length=1)]
+    judges: tuple[Judge, ...]
     """The first is reported as the judge, the others as independent ones."""
     max_prompts: Positive
     """Test prompts used, the first ones in the order of their ids."""
     resamples: Positive
     """Bootstrap resamples over prompts."""
 
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> "Evaluation":
+        if not self.judges:
+            raise ValueError("judges is empty; expected at least one judge to measure win rates with")
+        return self
+
 
 class Recipe(Frozen):
     """One SPPO run, completely."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    name: Annotated[str, Field(pattern=NAME.pattern)]
     seed: Annotated[int, Field(ge=0)]
     iterations: Positive
     policy: Policy
@@ -248,8 +251,8 @@ def load_recipe(name: str, folder: Path, overrides: tuple[str, ...] = ()) -> Rec
     """A recipe by name from a folder, or by path to a YAML file, with overrides such as `training.eta=4`.
 
     Raises RecipeError for an unknown name, an unknown key (naming the nearest known one) or a value out of range."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if path.parent == folder and not re.match(r"^[a-z0-9][a-z0-9._-]{0,62}$", path.stem) or not path.is_file():
+    path = named_file(name, folder)
+    if path is None:
         known = ", ".join(recipe_names(folder)) or "none"
         raise RecipeError(f"no recipe {name!r} in {folder}; known recipes: {known}; or give the path of a YAML file")
     values = parse_yaml(path.read_text(encoding="utf-8"), str(path), RecipeError)

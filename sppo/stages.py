@@ -37,7 +37,14 @@ STAGES = {
         Stage(
             "sample",
             1,
-            ("evaluation.sampling", "evaluation.max_prompts", "generation.engine", "policy.stop_tokens", "policy.dtype", "seed"),
+            (
+                "evaluation.sampling",
+                "evaluation.max_prompts",
+                "generation.engine",
+                "policy.stop_tokens",
+                "policy.dtype",
+                "seed",
+            ),
             ("split", "train"),
         ),
         Stage("duel", 1, ("evaluation.judges",), ("judge", "sample")),

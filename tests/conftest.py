@@ -41,7 +41,8 @@ def cpu() -> Hardware:
 
 @pytest.fixture(scope="session")
 def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder with a random policy of about 0.2 M parameters: `llama`, `mistral` (window 16) or `gemma2`; byte-level tokenizer."""
+    """A folder with a random policy of about 0.2 M parameters: `llama`, `mistral` (window 16) or
+    `gemma2`, with a byte-level tokenizer."""
     made: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
@@ -73,7 +74,10 @@ def _write_policy(kind: str, folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="</turn>", additional_special_tokens=["<turn>", "<eos>"]
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="</turn>",
+        additional_special_tokens=["<turn>", "<eos>"],
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)

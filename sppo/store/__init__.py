@@ -4,4 +4,15 @@ from sppo.store.artifact import Artifact, ArtifactFile
 from sppo.store.manifest import FileEntry, Manifest, PartRecord
 from sppo.store.store import Identity, Outcome, Step, Store, Workspace
 
-__all__ = ["Artifact", "ArtifactFile", "FileEntry", "Identity", "Manifest", "Outcome", "PartRecord", "Step", "Store", "Workspace"]
+__all__ = [
+    "Artifact",
+    "ArtifactFile",
+    "FileEntry",
+    "Identity",
+    "Manifest",
+    "Outcome",
+    "PartRecord",
+    "Step",
+    "Store",
+    "Workspace",
+]

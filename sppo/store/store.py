@@ -1,6 +1,7 @@
 """The store: `build` a step unless its fingerprint is there already. This is the whole of resuming.
 
-An artifact is `<root>/<stage>/<fingerprint>/`: its files under keys that hold their sha256, then `manifest.json`, last and once.
+An artifact is `<root>/<stage>/<fingerprint>/`: its files under keys that hold their sha256, then
+`manifest.json`, last and once.
 No manifest, no artifact. Heavy stages commit parts (chunks, checkpoints) under the same fingerprint as they finish, so a
 resumed stage does only what is missing.
 """
@@ -165,9 +166,7 @@ class Store:
         artifact = self.find(identity.stage, identity.fingerprint)
         if artifact is None:
             return None
-        difference = identity_difference(
-            artifact.manifest, identity.stage, _as_json(identity.recipe), identity.input_digests
-        )
+        difference = identity_difference(artifact.manifest, identity.stage, _as_json(identity.recipe), identity.input_digests)
         if difference:
             raise CorruptArtifactError(f"{artifact.reference} is not what its fingerprint says: {difference}; delete it")
         log.info("%s: nothing to do, committed -> %s", identity.stage, artifact.name)
@@ -304,9 +303,7 @@ class Workspace:
     def __enter__(self) -> "Workspace":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.clean()
 
 

@@ -1,0 +1,1 @@
+"""Algorithm 1 as Prefect flows, and the command line that starts them."""

@@ -1,0 +1,65 @@
+"""One iteration of Algorithm 1 (arXiv:2405.00675)."""
+
+from collections.abc import Sequence
+
+from prefect import flow
+
+from flows.preparation import prepare
+from sppo.generate import Draw, held_out_draw, training_draw
+from sppo.recipe import Recipe
+from sppo.runs import IterationIndex, check_reached, policy_before, samples_before, write_iteration
+from sppo.store import Artifact
+from tasks.duel import duel_policies
+from tasks.estimate import estimate_targets
+from tasks.evaluate import evaluate_policy
+from tasks.generate import generate_responses
+from tasks.judge import fitted_judge
+from tasks.policy import base_policy
+from tasks.rank import rank_responses
+from tasks.sample import sample_answers
+from tasks.split import split_prompts
+from tasks.train import train_policy
+
+
+@flow(name="sppo-iteration", flow_run_name="{run} · iteration {iteration}", persist_result=False)
+def sppo_iteration(
+    recipe: str,
+    hardware: str,
+    run: str,
+    iteration: int,
+    store: str,
+    ahead: bool = False,
+    overrides: Sequence[str] = (),
+) -> IterationIndex:
+    """Iteration t: from pi_(t-1), the sampler and the reference, to pi_t, and how often pi_t wins on held-out prompts.
+
+    With `ahead`, the engine load that draws pi_t's held-out answers also draws its responses for iteration t + 1."""
+    setup = prepare(recipe, hardware, run, store, iteration, overrides)
+    check_reached(setup.store, run, iteration)
+
+    making_base = base_policy.submit(setup)  # beside the judge: each takes one core in the tiny world
+    judge = fitted_judge(setup, setup.recipe.judge)
+    judges = [fitted_judge(setup, each) for each in setup.recipe.evaluation.judges]
+    base = making_base.result()
+    prompts = split_prompts(setup, base)
+    drawn, held_out = training_draw(setup.recipe, prompts, iteration), held_out_draw(setup.recipe, prompts)
+
+    policy = policy_before(setup.store, run, iteration, base)
+    responses, answers_before = generate_responses(setup, policy, [drawn, held_out])
+    ranked = rank_responses(setup, judge, drawn.prompts, responses)
+    targets = estimate_targets(setup, ranked, responses)
+    trained = train_policy(setup, iteration, policy, drawn.prompts, responses, targets)
+
+    answers = sample_answers(setup, trained, [held_out, *draws_ahead(setup.recipe, prompts, iteration, ahead)])[0]
+    samples = [*samples_before(setup.store, run, iteration), answers_before, answers]
+    duels = duel_policies(setup, judges, held_out.prompts, answers, samples[:-1])
+    evaluated = evaluate_policy(setup, iteration, samples, duels)
+
+    stages = {"policy": policy, "judge": judge, "split": prompts, "generate": responses, "rank": ranked}
+    stages |= {"estimate": targets, "train": trained, "evaluate": evaluated}
+    return write_iteration(setup, iteration, stages, samples, duels)
+
+
+def draws_ahead(recipe: Recipe, prompts: Artifact, iteration: int, ahead: bool) -> list[Draw]:
+    """The next iteration's training draw, if it is wanted and there is a next iteration."""
+    return [training_draw(recipe, prompts, iteration + 1)] if ahead and iteration < recipe.iterations else []

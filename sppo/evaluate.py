@@ -1,0 +1,152 @@
+"""Did it get better? Held-out win rates of the newest policy against every one before it, under each judge.
+
+Prompts are the clusters: every interval is a bootstrap over prompts, and both policies answer the same resampled prompts.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sppo.errors import EstimateError
+from sppo.estimate import sigmoid
+from sppo.fingerprint import seed_of
+from sppo.recipe import Recipe
+from sppo.stages import stage_identity
+from sppo.store import Artifact, Outcome, Step, Workspace
+
+Array = npt.NDArray[np.float64]
+
+WIN_RATES = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), False),
+        pa.field("judge", pa.string(), False),
+        pa.field("against", pa.int32(), False),
+        pa.field("win_rate", pa.float64(), False),
+    ]
+)
+"""One row a prompt, judge and earlier policy: what paired comparisons between iterations need."""
+
+
+def prompt_win_rates(duel: pa.Table) -> tuple[list[str], Array]:
+    """Chance, prompt by prompt, that an answer of the new policy beats one of the other.
+
+    duel rows: forward (n*m) logits of (new, other), backward (m*n) of (other, new); result: prompt ids and (N,) in [0, 1].
+    P(a > b) = sigmoid((L_ab - L_ba) / 2), averaged over the n x m pairs.
+    Raises EstimateError for a logit that is not finite."""
+    prompt_ids, rates = [], []
+    for row in duel.to_pylist():
+        first, second = row["first"], row["second"]
+        forward = np.asarray(row["forward"], dtype=np.float64).reshape(first, second)  # (n, m)
+        backward = np.asarray(row["backward"], dtype=np.float64).reshape(second, first)  # (m, n)
+        rate = float(sigmoid((forward - backward.T) / 2).mean())
+        if not np.isfinite(rate):
+            raise EstimateError(
+                f"a judge logit of held-out prompt {row['prompt_id']} is not finite: delete the duel artifact and run again"
+            )
+        prompt_ids.append(row["prompt_id"])
+        rates.append(rate)
+    return prompt_ids, np.array(rates)
+
+
+def bootstrap_interval(values: Array, resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean over resampled prompts.
+
+    values: (N,), one a prompt; result: (low, high) at `level`. Efron and Tibshirani 1993, chapter 13."""
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for start in range(0, resamples, 500):  # 500 resamples of 20,000 prompts are 80 MB of indices
+        stop = min(start + 500, resamples)
+        drawn = generator.integers(len(values), size=(stop - start, len(values)))  # (R, N)
+        means[start:stop] = values[drawn].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_with_interval(values: Array, resamples: int, seed: int) -> dict[str, float | int]:
+    """`mean`, 95 % bootstrap `low` and `high`, and `n` prompts."""
+    low, high = bootstrap_interval(values, resamples, seed)
+    return {"mean": float(values.mean()), "low": low, "high": high, "n": len(values)}
+
+
+def lengths(samples: pa.Table) -> dict[str, float]:
+    """Mean and median length in characters, mean tokens, share cut at the limit, of one policy's answers."""
+    characters = np.array([len(text) for text in samples["text"].to_pylist()])  # (rows,)
+    tokens = samples["token_ids"].combine_chunks().value_lengths().to_numpy()  # (rows,)
+    cut = np.array(samples["finish_reason"].to_pylist()) == "length"
+    return {
+        "mean_characters": float(characters.mean()),
+        "median_characters": float(np.median(characters)),
+        "mean_tokens": float(tokens.mean()),
+        "cut_share": float(cut.mean()),
+    }
+
+
+def judge_names(recipe: Recipe) -> list[str]:
+    """A name for each evaluation judge: its kind, numbered from the second of a kind on."""
+    names: list[str] = []
+    for judge in recipe.evaluation.judges:
+        same = sum(name.split(" ")[0] == judge.kind for name in names)
+        names.append(judge.kind if same == 0 else f"{judge.kind} {same + 1}")
+    return names
+
+
+def step(recipe: Recipe, iteration: int, samples: Sequence[Artifact], duels: Sequence[Sequence[Artifact]]) -> Step:
+    """report.json and win_rates.parquet of pi_t, the policy that `iteration` made.
+
+    samples: held-out answers of pi_0 .. pi_t. duels: [judge][earlier policy], pi_t's answers against theirs."""
+    inputs = {f"sample-{number}": sample for number, sample in enumerate(samples)}
+    for position, row in enumerate(duels):
+        inputs |= {f"duel-{position}-{against}": duel for against, duel in enumerate(row)}
+
+    def run(workspace: Workspace) -> Outcome:
+        report, table = evaluation(recipe, iteration, samples, duels)
+        workspace.add_table(table, "win_rates.parquet")
+        workspace.add_text(json.dumps(report, indent=1, sort_keys=True) + "\n", "report.json")
+        return _outcome(report)
+
+    return Step(stage_identity("evaluate", recipe, inputs, {"iteration": iteration}), run)
+
+
+def evaluation(
+    recipe: Recipe, iteration: int, samples: Sequence[Artifact], duels: Sequence[Sequence[Artifact]]
+) -> tuple[dict[str, Any], pa.Table]:
+    """The report as plain data, and the prompts' win rates behind it."""
+    seed = seed_of(recipe.seed, "bootstrap")  # the same resampled prompts for every number, so differences are paired
+    judges, tables = [], []
+    for position, (name, row) in enumerate(zip(judge_names(recipe), duels, strict=True)):
+        against = []
+        for other, duel in enumerate(row):
+            prompt_ids, rates = prompt_win_rates(duel.tables())
+            against.append({"iteration": other, "win_rate": mean_with_interval(rates, recipe.evaluation.resamples, seed)})
+            tables.append(
+                pa.table(
+                    {
+                        "prompt_id": prompt_ids,
+                        "judge": [name] * len(prompt_ids),
+                        "against": pa.array([other] * len(prompt_ids), pa.int32()),
+                        "win_rate": rates,
+                    },
+                    schema=WIN_RATES,
+                )
+            )
+        judges.append({"judge": name, "independent": position > 0, "against": against})
+    report = {
+        "iteration": iteration,
+        "judges": judges,
+        "lengths": [{"iteration": number, **lengths(sample.tables())} for number, sample in enumerate(samples)],
+    }
+    return report, pa.concat_tables(tables)
+
+
+def _outcome(report: dict[str, Any]) -> Outcome:
+    first = report["judges"][0]["against"]
+    base, previous = first[0]["win_rate"], first[-1]["win_rate"]
+    summary = f"win rate {base['mean']:.3f} [{base['low']:.3f}, {base['high']:.3f}] against the base policy"
+    if len(first) > 1:
+        summary += f", {previous['mean']:.3f} against iteration {first[-1]['iteration']}"
+    metrics = {"win_rate_against_base": base["mean"], "win_rate_against_previous": previous["mean"]}
+    return Outcome(f"{summary}, {base['n']} held-out prompts", {"prompts": base["n"]}, metrics)

@@ -1,0 +1,255 @@
+"""The tiny world's language: instructions about 256 subjects, answers of graded quality, and a rule that prefers some to others.
+
+An instruction asks one of four things about one subject, such as `Where can I find the red fox?`. A good answer names the
+subject and its adjective, says something of the right kind about what was asked, adds a fitting detail, does not stutter and
+ends where a sentence ends. Beyond quality, answers have one of three openings that beat each other in a circle: preferences of
+this language are partly intransitive.
+"""
+
+import hashlib
+import itertools
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from sppo.errors import PromptError
+from sppo.fingerprint import seed_of
+from sppo.world.lexicon import DETAILS, KINDS, OPENINGS, PREDICATES, QUESTIONS, TAILS, VAGUE
+
+WORD = re.compile(r"[a-z]+")
+WORD_AS_WRITTEN = re.compile(r"[A-Za-z]+")
+DANGLING = frozenset("a an and at because for in is it its of on the to when with".split())
+LONGEST_WORDS = 34
+"""More words than this are rambling; the longest good answer of the language has 24."""
+
+NOUN_WEIGHT = 1.2
+ADJECTIVE_WEIGHT = 0.8
+PREDICATE_WEIGHT = 1.4
+OFF_TASK_WEIGHT = 0.5
+DETAIL_WEIGHT = 0.8
+ENDING_WEIGHT = 0.8
+STUTTER_WEIGHT = 1.0
+STRANGE_WEIGHT = 1.0
+STYLE_LOGIT = 0.7
+"""Log-odds of the winning style between two answers of equal quality."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One question about one subject."""
+
+    kind: str
+    """What sort of thing the subject is: animal, place, thing or food."""
+    task: str
+    """What is asked: look, where, when or why."""
+    adjective: str
+    noun: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the rule sees in one answer."""
+
+    quality: float
+    """Log-odds units; the part of preferences that is transitive."""
+    style: int
+    """0 plain, 1 cheerful, 2 learned."""
+
+
+@cache
+def instructions() -> tuple[Instruction, ...]:
+    """Every instruction of the language, in one fixed order."""
+    return tuple(
+        Instruction(kind, task, adjective, noun, wording.format(subject=f"{adjective} {noun}"))
+        for kind, (nouns, adjectives) in KINDS.items()
+        for noun, adjective in itertools.product(nouns, adjectives)
+        for task, wordings in QUESTIONS.items()
+        for wording in wordings
+    )
+
+
+@cache
+def _by_text() -> dict[str, Instruction]:
+    return {instruction.text: instruction for instruction in instructions()}
+
+
+def _in_run(instruction: Instruction) -> bool:
+    return hashlib.sha256(instruction.text.encode()).digest()[0] % 2 == 0
+
+
+def lesson_instructions() -> list[Instruction]:
+    """The half that the base policy and the judge are fitted on: no prompt of a run is among them."""
+    return [instruction for instruction in instructions() if not _in_run(instruction)]
+
+
+def run_instructions() -> list[Instruction]:
+    """The other half, which `prompts` draws from."""
+    return [instruction for instruction in instructions() if _in_run(instruction)]
+
+
+PromptRow = tuple[str, list[dict[str, str]]]
+"""Prompt id (the sha256 of the text, as in the Snorkel dataset) and messages."""
+
+
+def prompts(
+    seed: int, iterations: int, train_prompts: int, test_prompts: int
+) -> tuple[list[list[PromptRow]], list[PromptRow]]:
+    """x ~ X: a portion of `train_prompts` for each iteration, and held-out test prompts; all distinct.
+
+    Raises PromptError if the language has too few instructions."""
+    rows = run_instructions()
+    wanted = iterations * train_prompts + test_prompts
+    if wanted > len(rows):
+        raise PromptError(
+            f"{iterations} iterations x {train_prompts} train prompts + {test_prompts} test prompts = {wanted}; the tiny world "
+            f"has {len(rows)} instructions for runs: lower train_prompts, test_prompts or iterations"
+        )
+    random.Random(seed_of(seed, "world prompts")).shuffle(rows)
+    drawn = [_row(instruction) for instruction in rows[:wanted]]
+    test, train = drawn[:test_prompts], drawn[test_prompts:]
+    return [train[start : start + train_prompts] for start in range(0, len(train), train_prompts)], test
+
+
+def _row(instruction: Instruction) -> PromptRow:
+    prompt_id = hashlib.sha256(instruction.text.encode()).hexdigest()
+    return prompt_id, [{"role": "user", "content": instruction.text}]
+
+
+def answer(instruction: Instruction, skill: float, draw: random.Random) -> str:
+    """One answer; each of its parts is good with a chance of about `skill`, in [0, 1], whatever the other parts are."""
+    kind, noun, adjective = instruction.kind, instruction.noun, instruction.adjective
+    if draw.random() > skill:
+        kind, noun = _other_noun(instruction, draw)
+    if draw.random() > skill:
+        adjective = draw.choice(["", draw.choice(KINDS[kind][1])])
+    article = draw.choice(["the", "the", "this"])
+    subject = " ".join(word for word in (article, adjective, noun) if word)
+    predicate = _predicate(instruction, kind, skill, draw)
+    detail = f", and {draw.choice(DETAILS[kind])}" if draw.random() < skill else _weak_detail(predicate, draw)
+    body = f"{subject} {predicate}{detail}"
+    if draw.random() > 0.5 + skill / 2:
+        body = _stutter(body, draw)
+    body += "." if draw.random() < 0.2 + 0.8 * skill else draw.choice(TAILS)
+    opening = draw.choice(OPENINGS[draw.randrange(3)])
+    text = f"{opening} {body}" if opening else body
+    return re.sub(r"(^|[.!] )([a-z])", lambda found: found[1] + found[2].upper(), text)
+
+
+def _other_noun(instruction: Instruction, draw: random.Random) -> tuple[str, str]:
+    kind = draw.choice([instruction.kind, *KINDS])
+    return kind, draw.choice([noun for noun in KINDS[kind][0] if noun != instruction.noun])
+
+
+def _predicate(instruction: Instruction, kind: str, skill: float, draw: random.Random) -> str:
+    if draw.random() < skill:
+        return draw.choice(PREDICATES[kind][instruction.task])
+    return draw.choice([draw.choice(VAGUE), draw.choice(PREDICATES[kind][draw.choice(list(QUESTIONS))])])
+
+
+def _weak_detail(predicate: str, draw: random.Random) -> str:
+    return draw.choice(["", "", f", and it {predicate}"])
+
+
+def _stutter(body: str, draw: random.Random) -> str:
+    words = body.split(" ")
+    place = draw.randrange(len(words))
+    return " ".join([*words[:place], *[words[place].strip(",")] * draw.choice([1, 2]), *words[place:]])
+
+
+def rule_preference(instruction: str, first: str, second: str) -> float:
+    """P(first > second | instruction) by the language's own rule, in (0, 1); 0.5 for equal answers.
+
+    Defined for any texts: what the rule does not know counts as strange, and an instruction of no known form leaves the parts
+    that depend on it out."""
+    from math import exp
+
+    return 1.0 / (1.0 + exp(-rule_logit(instruction, first, second)))
+
+
+def rule_logit(instruction: str, first: str, second: str) -> float:
+    """Log-odds of `rule_preference`: the difference in quality, which is transitive, and the styles' circle, which is not.
+
+    Finite, and antisymmetric: swapping the answers changes the sign."""
+    asked = _by_text().get(instruction.strip())
+    one, two = judge_answer(asked, first), judge_answer(asked, second)
+    circle = (0.0, STYLE_LOGIT, -STYLE_LOGIT)[(one.style - two.style) % 3]  # cheerful > plain > learned > cheerful
+    return one.quality - two.quality + circle
+
+
+@cache
+def _phrases(kind: str, task: str | None) -> tuple[str, ...]:
+    """Predicates of a kind for one task, or with None its details."""
+    return DETAILS[kind] if task is None else PREDICATES[kind][task]
+
+
+def judge_answer(asked: Instruction | None, text: str) -> Judgement:
+    """Quality and style of one answer to an instruction, or to an unknown one (None)."""
+    lowered = text.lower().strip()
+    words = WORD.findall(lowered)
+    style = next((index for index in (1, 2) if lowered.startswith(tuple(o.lower() for o in OPENINGS[index]))), 0)
+    quality = ENDING_WEIGHT * _ends_well(lowered, words) - STUTTER_WEIGHT * _stutters(words) - STRANGE_WEIGHT * _strange(lowered, words)
+    if asked is not None:
+        quality += _on_topic(asked, words)
+    return Judgement(quality, style)
+
+
+def _on_topic(asked: Instruction, words: list[str]) -> float:
+    spaced = f" {' '.join(words)} "
+    named = [word for word in words if word in _nouns()]
+    described = {word for word in words if word in _adjectives()}
+    quality = NOUN_WEIGHT * (named[:1] == [asked.noun]) + ADJECTIVE_WEIGHT * (described == {asked.adjective})
+    if any(f" {phrase} " in spaced for phrase in _phrases(asked.kind, asked.task)):
+        quality += PREDICATE_WEIGHT
+    elif any(f" {phrase} " in spaced for task in QUESTIONS for phrase in _phrases(asked.kind, task)):
+        quality += OFF_TASK_WEIGHT
+    return quality + DETAIL_WEIGHT * any(f" {phrase} " in spaced for phrase in _phrases(asked.kind, None))
+
+
+@cache
+def _nouns() -> frozenset[str]:
+    return frozenset(noun for nouns, _ in KINDS.values() for noun in nouns)
+
+
+@cache
+def _adjectives() -> frozenset[str]:
+    return frozenset(adjective for _, adjectives in KINDS.values() for adjective in adjectives)
+
+
+def _ends_well(lowered: str, words: list[str]) -> bool:
+    return lowered.endswith((".", "!")) and bool(words) and words[-1] not in DANGLING and not lowered.endswith("so on.")
+
+
+def _stutters(words: list[str]) -> bool:
+    """A word twice in a row, or three words that come back."""
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return any(one == two for one, two in itertools.pairwise(words)) or len(set(triples)) < len(triples)
+
+
+def _strange(lowered: str, words: list[str]) -> float:
+    """How much of a text is not of the language, in [0, 1]: unknown words, other characters, too many words or none."""
+    if not words or len(words) > LONGEST_WORDS:
+        return 1.0
+    unknown = sum(word not in vocabulary() for word in words) / len(words)
+    other = len(re.sub(r"[a-z ,.!?]", "", lowered)) / len(lowered)
+    return min(1.0, 2.0 * (unknown + other))
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Every word of the language, in lower case."""
+    texts = [instruction.text for instruction in instructions()]
+    texts += [phrase for tasks in PREDICATES.values() for phrases in tasks.values() for phrase in phrases]
+    texts += [phrase for phrases in (*DETAILS.values(), *OPENINGS, VAGUE, TAILS) for phrase in phrases]
+    return frozenset(WORD.findall(" ".join([*texts, "this and it"]).lower()))
+
+
+@cache
+def spellings() -> tuple[str, ...]:
+    """Every word as it stands in a text, with the space before it where it has one, sorted: what a vocabulary needs."""
+    openings = [opening for style in OPENINGS for opening in style if opening]
+    firsts = {"The", "This", *(text.split()[0] for text in (*openings, *(i.text for i in instructions())))}
+    capitals = {word for opening in openings for word in WORD_AS_WRITTEN.findall(opening)}
+    inside = {f" {word}" for word in vocabulary() | capitals | {"The", "This"}}
+    return tuple(sorted(firsts | inside))

@@ -1,0 +1,69 @@
+"""Held-out win rates and their intervals, by hand."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sppo.errors import EstimateError
+from sppo.evaluate import bootstrap_interval, judge_names, lengths, prompt_win_rates
+from sppo.recipe import Recipe
+from sppo.records import Response, to_table
+
+
+def test_a_prompts_win_rate_averages_both_orders_and_all_pairs() -> None:
+    # one new answer against two others: pair 0: (2 - -2) / 2 = 2; pair 1: (0 - 2) / 2 = -1
+    # (sigmoid(2) + sigmoid(-1)) / 2 = (0.880797 + 0.268941) / 2 = 0.574869
+    duel = pa.table({"prompt_id": ["p"], "first": [1], "second": [2], "forward": [[2.0, 0.0]], "backward": [[-2.0, 2.0]]})
+    prompt_ids, rates = prompt_win_rates(duel)
+    assert prompt_ids == ["p"]
+    assert rates == pytest.approx([0.574869], abs=1e-6)
+
+
+def test_forward_and_backward_are_matched_pair_by_pair() -> None:
+    # 2 x 2: only (new 0, other 1) is decided, by +4 one way and -4 the other; the rest is even
+    duel = pa.table(
+        {
+            "prompt_id": ["p"],
+            "first": [2],
+            "second": [2],
+            "forward": [[0.0, 4.0, 0.0, 0.0]],
+            "backward": [[0.0, 0.0, -4.0, 0.0]],
+        }
+    )
+    # backward[other 1, new 0] is its third value; (0.5 * 3 + sigmoid(4)) / 4 = (1.5 + 0.982014) / 4
+    assert prompt_win_rates(duel)[1] == pytest.approx([0.620503], abs=1e-6)
+
+
+def test_a_missing_judgement_is_an_error_never_one_half() -> None:
+    duel = pa.table({"prompt_id": ["p"], "first": [1], "second": [1], "forward": [[float("nan")]], "backward": [[0.0]]})
+    with pytest.raises(EstimateError, match="held-out prompt p is not finite"):
+        prompt_win_rates(duel)
+
+
+def test_the_interval_is_about_two_standard_errors_wide() -> None:
+    values = np.random.default_rng(1).uniform(size=400)
+    low, high = bootstrap_interval(values, 2000, seed=7)
+    # the standard error of a uniform mean of 400 is sqrt(1/12) / 20 = 0.01443; 1.96 of them each side
+    assert high - low == pytest.approx(2 * 1.96 * 0.01443, rel=0.1)
+    assert low < values.mean() < high
+
+
+def test_equal_seeds_give_equal_intervals() -> None:
+    values = np.random.default_rng(1).uniform(size=50)
+    assert bootstrap_interval(values, 700, seed=3) == bootstrap_interval(values, 700, seed=3)
+
+
+def test_lengths_count_characters_tokens_and_cut_answers() -> None:
+    rows = [Response("a", 0, [5, 6], "héllo", "stop", [0.0, 0.0], 1), Response("a", 1, [5], "abc", "length", [0.0], 1)]
+    assert lengths(to_table(Response, rows)) == {
+        "mean_characters": 4.0,
+        "median_characters": 4.0,
+        "mean_tokens": 1.5,
+        "cut_share": 0.5,
+    }
+
+
+def test_two_judges_of_one_kind_get_different_names(tiny: Recipe) -> None:
+    first = tiny.evaluation.judges[0]
+    twice = tiny.model_copy(update={"evaluation": tiny.evaluation.model_copy(update={"judges": (first, first)})})
+    assert judge_names(twice) == ["pairrm", "pairrm 2"]

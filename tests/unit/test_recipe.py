@@ -1,0 +1,121 @@
+"""Recipes and hardware files: the published values, and what is said of wrong ones."""
+
+from pathlib import Path
+
+import pytest
+
+from sppo.errors import HardwareError, RecipeError
+from sppo.hardware import Hardware, hardware_names, load_hardware
+from sppo.recipe import load_recipe, recipe_names
+from sppo.stages import plan_fingerprints
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "deployments" / "recipes"
+HARDWARE = ROOT / "deployments" / "hardware"
+
+
+def test_gemma_2_9b_it_has_the_values_of_its_model_card() -> None:
+    recipe = load_recipe("gemma-2-9b-it", RECIPES)
+    training, generation = recipe.training, recipe.generation
+    assert (training.learning_rate, training.eta, recipe.seed) == (5e-7, 1000, 42)
+    assert (training.optimizer, training.schedule, training.warmup_ratio) == ("rmsprop", "linear", 0.1)
+    assert (training.schedule_epochs, training.stop_epochs, training.max_tokens) == (1, 1, 1024)
+    assert (generation.responses, generation.temperature, generation.top_p, generation.max_tokens) == (5, 0.7, 0.9, 2048)
+    hardware = load_hardware("8xa100", HARDWARE)
+    # batch 8 x 8 devices x 1 accumulation step
+    assert (hardware.train.micro_batch, hardware.train.processes, hardware.train.zero_stage) == (8, 8, 3)
+    assert hardware.accumulation_steps(training.global_batch) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule_epochs"),
+    [("mistral-7b-instruct", 18), ("llama-3-8b-instruct", 6), ("gemma-2-9b-it", 1), ("gemma-2-27b-it", 1)],
+)
+def test_the_learning_rate_horizon_is_the_published_one_and_training_stops_after_one_epoch(
+    name: str, schedule_epochs: int
+) -> None:
+    training = load_recipe(name, RECIPES).training
+    assert (training.schedule_epochs, training.stop_epochs) == (schedule_epochs, 1)
+
+
+def test_every_recipe_and_hardware_file_loads_and_carries_its_file_name() -> None:
+    assert recipe_names(RECIPES) == ["gemma-2-27b-it", "gemma-2-9b-it", "llama-3-8b-instruct", "mistral-7b-instruct", "tiny"]
+    assert hardware_names(HARDWARE) == ["1xh100", "8xa100", "cpu"]
+    assert [load_recipe(name, RECIPES).name for name in recipe_names(RECIPES)] == recipe_names(RECIPES)
+    assert [load_hardware(name, HARDWARE).name for name in hardware_names(HARDWARE)] == hardware_names(HARDWARE)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.etta=4", r"unknown key 'training.etta'; did you mean 'eta'\?"),
+        ("training.learning_rate=-1", "training.learning_rate is -1; input should be greater than 0"),
+        ("training.eta=.nan", "training.eta is .*number"),
+        ("training.global_batch=true", "training.global_batch is True; input should be a valid integer"),
+        ("training.global_batch=0", "training.global_batch is 0; input should be greater than or equal to 1"),
+        ("generation.responses=1", "K = 1 leaves nothing to compare; expected at least 2 responses"),
+        ("training.schedule_epochs=1", "stop_epochs 3 is past schedule_epochs 1"),
+        ("iterations=0", "iterations is 0; input should be greater than or equal to 1"),
+        ("seed=5e-7", "seed is 5e-07; input should be a valid integer"),
+        ("generation.top_p=1.5", "generation.top_p is 1.5"),
+        ("judge.kind=pairrmm", "judge.*'pairrmm'.*'pairrm', 'world-rule'"),
+        ("nothing", "override 'nothing'; expected key=value"),
+        ("trainning.eta=4", "no 'trainning' in the recipe"),
+        ("name=Tiny/..", "name is 'Tiny/..'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("tiny", RECIPES, (override,))
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match=r"no recipe 'gemma'.*gemma-2-9b-it"):
+        load_recipe("gemma", RECIPES)
+
+
+def test_a_recipe_name_cannot_leave_its_folder() -> None:
+    with pytest.raises(RecipeError, match="no recipe"):
+        load_recipe("../hardware/cpu", RECIPES)
+
+
+def test_yaml_reads_numbers_as_people_write_them(tmp_path: Path) -> None:
+    text = (RECIPES / "tiny.yaml").read_text().replace("learning_rate: 1.0e-4", "learning_rate: 5e-7")
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load_recipe("mine", tmp_path).training.learning_rate == 5e-7  # PyYAML's own rules read a text here
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text((RECIPES / "tiny.yaml").read_text() + "seed: 1\n")
+    with pytest.raises(RecipeError, match="the key 'seed' stands twice"):
+        load_recipe("twice", tmp_path)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    (tmp_path / "short.yaml").write_text((RECIPES / "tiny.yaml").read_text().replace("  eta: 4\n", ""))
+    with pytest.raises(RecipeError, match=r"'training.eta' is missing; expected a value"):
+        load_recipe("short", tmp_path)
+
+
+@pytest.mark.parametrize("iteration", [0, 4, -1])
+def test_an_iteration_outside_the_recipe_is_refused(iteration: int) -> None:
+    with pytest.raises(RecipeError, match=f"iteration {iteration} of recipe tiny; expected 1 to 3"):
+        load_recipe("tiny", RECIPES).check_iteration(iteration)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic(cpu: Hardware) -> None:
+    with pytest.raises(HardwareError, match=r"global_batch 20 .* 2 processes x micro_batch 8 = 16"):
+        cpu.accumulation_steps(20)
+
+
+def test_changing_one_value_changes_the_plan_of_the_stages_that_read_it_and_those_after() -> None:
+    before = plan_fingerprints(load_recipe("tiny", RECIPES))
+    after = plan_fingerprints(load_recipe("tiny", RECIPES, ("estimator.rule=bradley_terry",)))
+    changed = {stage for stage in before if before[stage] != after[stage]}
+    assert changed == {"estimate", "train", "sample", "duel", "evaluate"}
+
+
+def test_changing_only_the_evaluation_recomputes_no_training() -> None:
+    before = plan_fingerprints(load_recipe("tiny", RECIPES))
+    after = plan_fingerprints(load_recipe("tiny", RECIPES, ("evaluation.resamples=100",)))
+    assert {stage for stage in before if before[stage] != after[stage]} == {"evaluate"}
