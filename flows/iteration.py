@@ -1,11 +1,12 @@
 """One iteration of Algorithm 1 (arXiv:2405.00675)."""
 
+import logging
 from collections.abc import Sequence
 
 from prefect import flow
+from sppo.generate import Draw, held_out_draw, training_draw
 
 from flows.preparation import prepare
-from sppo.generate import Draw, held_out_draw, training_draw
 from sppo.recipe import Recipe
 from sppo.runs import IterationIndex, check_reached, policy_before, samples_before, write_iteration
 from sppo.store import Artifact
@@ -19,6 +20,8 @@ from tasks.rank import rank_responses
 from tasks.sample import sample_answers
 from tasks.split import split_prompts
 from tasks.train import train_policy
+
+log = logging.getLogger(__name__)
 
 
 @flow(name="sppo-iteration", flow_run_name="{run} · iteration {iteration}", persist_result=False)
@@ -45,6 +48,7 @@ def sppo_iteration(
     drawn, held_out = training_draw(setup.recipe, prompts, iteration), held_out_draw(setup.recipe, prompts)
 
     policy = policy_before(setup.store, run, iteration, base)
+    log.info("iteration %d of %d: from pi_%d, %s", iteration, setup.recipe.iterations, iteration - 1, policy.name)
     responses, answers_before = generate_responses(setup, policy, [drawn, held_out])
     ranked = rank_responses(setup, judge, drawn.prompts, responses)
     targets = estimate_targets(setup, ranked, responses)

@@ -4,10 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sppo.resolve
-from sppo.errors import HardwareError, RunError
+from sppo.errors import HardwareError, RunError, StoreError
 from sppo.hardware import Hardware, load_hardware
-from sppo.recipe import Recipe, load_recipe
-from sppo.runs import Setup, check_run_name, read_recipe, recipe_differences, start
+from sppo.recipe import Recipe, load_recipe, overridden
+from sppo.runs import (
+    Setup,
+    check_run_name,
+    finished_iterations,
+    read_iteration,
+    read_recipe,
+    recipe_differences,
+    start,
+)
 from tasks.reporting import WatchedStore
 
 DEPLOYMENTS = Path(__file__).resolve().parents[1] / "deployments"
@@ -26,24 +34,37 @@ def prepare(
     if iteration is not None:
         asked.check_iteration(iteration)
     machine = checked_hardware(hardware, asked)
-    opened = WatchedStore(store)
+    opened = opened_store(store)
     opened.check_writable()
     return Setup(run, start(opened, run, asked, sppo.resolve.resolve), machine, opened)
 
 
-def prepare_evaluation(run: str, hardware: str, store: str, overrides: Sequence[str] = ()) -> Setup:
-    """The setup of a run that was started before, with other values under `evaluation` if asked for.
+def prepare_evaluation(
+    run: str, hardware: str, store: str, iteration: int | None = None, overrides: Sequence[str] = ()
+) -> tuple[Setup, list[int]]:
+    """The setup of a run that was started before, with other values under `evaluation` if asked for; and which iterations.
 
-    Raises RunError if the overrides change anything else."""
+    Raises RunError if the overrides change anything else, or if the iteration has not ended."""
     check_run_name(run)
-    opened = WatchedStore(store)
+    opened = opened_store(store)
     started = read_recipe(opened, run)
-    changed = overridden(started, overrides)
+    changed = overridden(started, tuple(overrides))
     other = [path for path in recipe_differences(started, changed) if not path.startswith("evaluation.")]
     if other:
-        raise RunError(f"overriding {', '.join(other)} would change the run {run} itself; expected keys under evaluation")
+        raise RunError(f"overriding {', '.join(other)} would change run {run} itself; expected keys under evaluation")
+    if iteration is not None:
+        started.check_iteration(iteration)
+    last = read_iteration(opened, run, iteration or max(1, len(finished_iterations(opened, run)))).iteration
     opened.check_writable()
-    return Setup(run, changed, checked_hardware(hardware, started), opened)
+    setup = Setup(run, changed, checked_hardware(hardware, started), opened)
+    return setup, [last] if iteration else list(range(1, last + 1))
+
+
+def opened_store(url: str) -> WatchedStore:
+    """The store of a run. Raises StoreError for a URL that is empty, as an unset variable leaves it."""
+    if not url.strip():
+        raise StoreError("the store is empty; expected a folder, file:// or s3://bucket/prefix, such as --store ./store")
+    return WatchedStore(url)
 
 
 def checked_hardware(name: str, recipe: Recipe) -> Hardware:

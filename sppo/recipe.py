@@ -261,6 +261,14 @@ def load_recipe(name: str, folder: Path, overrides: tuple[str, ...] = ()) -> Rec
     return validate(Recipe, values, f"recipe {name}", RecipeError)
 
 
+def overridden(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
+    """The recipe with other values, such as `evaluation.max_prompts=500`. Raises RecipeError as load_recipe does."""
+    values: dict[str, object] = recipe.model_dump(mode="json")
+    for override in overrides:
+        _override(values, override)
+    return validate(Recipe, values, f"recipe {recipe.name}", RecipeError)
+
+
 def _override(values: dict[str, object], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:

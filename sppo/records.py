@@ -5,6 +5,7 @@
 | Prompt | split | a prompt, rendered once: `token_ids` is what every later stage reads |
 | Response | generate | one of K responses: ids, text, finish reason, log-probs |
 | Comparison | rank | a prompt's (K, K) judge logits, row-major |
+| Duel | duel | a prompt's answers of one policy against another's, in both orders |
 | Target | estimate | a response's win probability, and whether it is trained on |
 """
 
@@ -61,6 +62,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Duel:
+    """A prompt's n answers of one policy against m of another, under a judge."""
+
+    prompt_id: str
+    first: int
+    """n, answers of the newer policy."""
+    second: int
+    """m, answers of the other."""
+    forward: list[float]
+    """n * m logits L(new_i, other_j), row-major."""
+    backward: list[float]
+    """m * n logits L(other_j, new_i), row-major."""
+
+
+@dataclass(frozen=True)
 class Target:
     """P(y_k > pi_t | x), and the response's part in training."""
 
@@ -98,6 +114,15 @@ SCHEMAS: dict[type, pa.Schema] = {
             pa.field("prompt_id", pa.string(), False),
             pa.field("responses", pa.int32(), False),
             pa.field("logits", pa.list_(pa.float32()), False),
+        ]
+    ),
+    Duel: pa.schema(
+        [
+            pa.field("prompt_id", pa.string(), False),
+            pa.field("first", pa.int32(), False),
+            pa.field("second", pa.int32(), False),
+            pa.field("forward", pa.list_(pa.float32()), False),
+            pa.field("backward", pa.list_(pa.float32()), False),
         ]
     ),
     Target: pa.schema(

@@ -73,7 +73,7 @@ class Setup:
 
 def check_run_name(run: str) -> str:
     """The name itself. Raises RunError, saying what is wrong with it."""
-    if RUN_NAME.match(run):
+    if RUN_NAME.fullmatch(run):
         return run
     problem = f"it has {len(run)} characters" if len(run) > 63 else "it starts or continues with another character"
     if not run:
@@ -211,14 +211,18 @@ def recipe_differences(one: Recipe, other: Recipe, left_open: bool = False) -> d
     return {
         path: (ones.get(path), others.get(path))
         for path in {**ones, **others}
-        if ones.get(path) != others.get(path) and not (left_open and _is_open(path, others.get(path)))
+        if ones.get(path) != others.get(path) and not (left_open and _resolves(path, others.get(path), ones.get(path)))
     }
 
 
-def _is_open(path: str, value: object) -> bool:
+def _resolves(path: str, asked: object, started: object) -> bool:
+    """Whether what was asked for leaves open what the run settled on: an engine, a branch, a dataset's commit."""
+    if path == "generation.engine":
+        return asked == "auto"
     if path.endswith(".revision"):
-        return not (isinstance(value, str) and COMMIT.match(value))
-    return path == "generation.engine" and value == "auto"
+        return not (isinstance(asked, str) and COMMIT.fullmatch(asked))
+    name, _, commit = str(started).rpartition("@")
+    return path.startswith("prompts.source.") and name == str(asked).partition("@")[0] and bool(COMMIT.fullmatch(commit))
 
 
 def flattened(value: object, path: str = "") -> dict[str, object]:

@@ -61,7 +61,7 @@ def recipe_part(stage: str, recipe: Recipe) -> dict[str, object]:
     for path in STAGES[stage].reads:
         value: Any = recipe.model_dump(mode="json")
         for name in path.split("."):
-            value = value[name]
+            value = value.get(name)  # a judge without weights, such as the world's rule, has no source
         part[path] = _without_sources(value) if stage in ("rank", "duel") else value
     if '"kind": "world"' in json.dumps(part):
         part["seed"] = recipe.seed  # the tiny world is made from the recipe's seed
@@ -80,7 +80,8 @@ def stage_identity(
     inputs: Mapping[str, Artifact | ArtifactFile | str],
     more: Mapping[str, object] | None = None,
 ) -> Identity:
-    """Identity of a stage's artifact; `more` adds what the recipe does not know, such as the iteration."""
+    """Identity of a stage's artifact; `more` adds what the recipe does not know, such as the iteration, or narrows a value
+    to what this artifact reads, such as one judge of several."""
     part = {**recipe_part(stage, recipe), **(more or {})}
     return Identity(stage=stage, version=STAGES[stage].version, recipe=part, inputs=dict(inputs))
 

@@ -4,8 +4,7 @@ from typing import Any
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
+from prefect.client.schemas.objects import State, TaskRun
 
 from sppo.errors import CorruptArtifactError, LaunchError, StoreError
 
@@ -25,5 +24,5 @@ COMMON: dict[str, Any] = {
 }
 LIGHT: dict[str, Any] = {**COMMON, "timeout_seconds": 6 * 3600}
 """A stage that reads and writes tables."""
-HEAVY: dict[str, Any] = {**COMMON, "timeout_seconds": 14 * 24 * 3600}
+HEAVY: dict[str, Any] = {**COMMON, "retries": 1, "timeout_seconds": 14 * 24 * 3600}
 """A stage with workers: the hardware file's timeout_s ends those long before, by name."""

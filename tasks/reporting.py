@@ -23,6 +23,10 @@ class ProgressLines:
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
+        if not progress.unit:
+            if not progress.done:
+                self.write(f"{progress.stage}: {progress.note}")
+            return
         if progress.done >= progress.total:
             self._begun.pop(progress.stage, None)
             self._next.pop(progress.stage, None)
@@ -61,12 +65,12 @@ def listening(listener: Report) -> Iterator[None]:
 
 
 def started(stage: str) -> Progress:
-    """A stage began and cannot say yet how far it is: engines load for a while."""
+    """A stage began and cannot say yet how far it is, for engines load for a while: progress without a unit."""
     return Progress(stage=stage, done=0, total=1, unit="", note="starting")
 
 
 def ended(stage: str) -> Progress:
-    """A stage is over, done or failed."""
+    """A stage is over, done or failed: without a unit, all done."""
     return Progress(stage=stage, done=1, total=1, unit="")
 
 

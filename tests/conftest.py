@@ -10,7 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in these tests may reach
 
 from sppo.hardware import Hardware, load_hardware
 from sppo.recipe import Recipe, load_recipe
-from sppo.store import Store
+from sppo.records import Prompt, Response, to_table
+from sppo.store import Artifact, ArtifactFile, Identity, Outcome, Step, Store, Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "deployments" / "recipes"
@@ -103,3 +104,83 @@ def _write_policy(kind: str, folder: Path) -> None:
     else:
         model = Gemma2ForCausalLM(Gemma2Config(**{**shape, "pad_token_id": 1}, sliding_window=16, query_pre_attn_scalar=32))
     model.save_pretrained(folder)  # type: ignore[operator]
+
+
+@pytest.fixture(scope="session")
+def random_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random PairRM of 2 layers, 32 wide; its pieces are single characters, its rules for text DeBERTa's."""
+    import torch
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    from sppo.judges.pairrm import PairRM, PairRMConfig, save_native
+    from sppo.judges.segments import PREFIXES, SegmentLimits
+
+    folder = tmp_path_factory.mktemp("judge")
+    specials = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    pieces = [(token, 0.0) for token in specials] + [(chr(code), -5.0) for code in [*range(33, 127), 0x2581]]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Strip(), normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always")
+    tokenizer.add_special_tokens([*specials, "[MASK]"])
+    tokenizer.add_tokens(list(PREFIXES))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    shape = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "relative_attention": True,
+        "position_buckets": 32,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": "p2c|c2p",
+        "position_biased_input": False,
+    }
+    network = PairRM(PairRMConfig(shape))
+    draw = torch.Generator().manual_seed(0)
+    for parameter in network.module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=draw)
+    save_native(network, folder / "tokenizer.json", SegmentLimits(64, 48), folder)
+    return folder
+
+
+Answers = dict[str, list[str]]
+
+
+@pytest.fixture
+def make_prompts(store: Store) -> Callable[[list[str]], ArtifactFile]:
+    """Commits a split of one file whose prompts have these ids, each asking about itself, such as `About a?`."""
+
+    def make(prompt_ids: list[str]) -> ArtifactFile:
+        rows = [Prompt(prompt_id, [{"role": "user", "content": f"About {prompt_id}?"}], [1]) for prompt_id in prompt_ids]
+
+        def run(workspace: Workspace) -> Outcome:
+            workspace.add_table(to_table(Prompt, rows), "train-1.parquet")
+            return Outcome("prompts")
+
+        return store.build(Step(Identity("split", 1, {"ids": prompt_ids}, {}), run)).file("train-1.parquet")
+
+    return make
+
+
+@pytest.fixture
+def make_answers(store: Store) -> Callable[..., Artifact]:
+    """Commits responses given as texts by prompt, one dictionary a chunk file."""
+
+    def make(*chunks: Answers, stage: str = "generate") -> Artifact:
+        def run(workspace: Workspace) -> Outcome:
+            for index, chunk in enumerate(chunks):
+                rows = [
+                    Response(prompt_id, k, [k], text, "stop", [0.0], 0)
+                    for prompt_id, texts in chunk.items()
+                    for k, text in enumerate(texts)
+                ]
+                workspace.add_table(to_table(Response, rows), f"chunk-{index:05d}.parquet")
+            return Outcome("responses")
+
+        return store.build(Step(Identity(stage, 1, {"chunks": list(chunks)}, {}), run))
+
+    return make

@@ -71,9 +71,22 @@ def read_folder(path: Path) -> JudgeFolder:
         )
     _check_control(path, config, tokenizer.control)
     described = {**encoder, "vocab_size": rows, "pad_token_id": tokenizer.control.pad}
-    described.setdefault("max_position_embeddings", 512)
     tasks, dropout = int(config.get("n_tasks", 1)), float(config.get("drop_out", 0.05))
     return JudgeFolder(path, described, tasks, dropout, shapes)
+
+
+def encoder_source(path: Path) -> str | None:
+    """The model whose config.json gives a native folder's encoder its shape; None where the folder itself does."""
+    config = _json(path / CONFIG)
+    if "hidden_size" in config or (path / ENCODER).is_file():
+        return None
+    named = config.get("model_name")
+    if not isinstance(named, str):
+        raise JudgeError(
+            f"{path / CONFIG} neither gives the encoder's shape (hidden_size) nor names its model (model_name); "
+            "expected PairRM's config.json: fetch the judge anew"
+        )
+    return named
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -90,16 +103,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _encoder(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in config.items() if not RANKER_FIELDS.fullmatch(key) and key not in CONTROL_FIELDS}
-    named = config.get("model_name")
-    if "hidden_size" not in own and (path / ENCODER).is_file():
-        own = _json(path / ENCODER)
-    elif "hidden_size" not in own and named and (path / str(named) / CONFIG).is_file():
-        own = _json(path / str(named) / CONFIG)
-    if "hidden_size" not in own:
+    named = encoder_source(path)
+    if named is not None and not (Path(named) / CONFIG).is_file():
         raise JudgeError(
             f"{path / CONFIG} names the encoder {named!r} and does not give its shape; "
             f"expected the encoder's own config.json beside it: save it as {path / ENCODER}"
         )
+    if "hidden_size" not in own:
+        own = _json(path / ENCODER if named is None else Path(named) / CONFIG)
     if own.get("model_type", "deberta-v2") != "deberta-v2":
         raise JudgeError(f"{path}: the encoder is a {own['model_type']!r}; expected 'deberta-v2', PairRM's")
     return {key: value for key, value in own.items() if key not in ("model_type", "architectures", "transformers_version")}

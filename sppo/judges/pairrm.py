@@ -2,20 +2,20 @@
 
     left = head([h_source ; h_candidate1]),  right = head([h_source ; h_candidate2]),  L_ij = mean over tasks of (left - right)
 
-arXiv:2306.02561 and llm-blender's CrossCompareReranker; the encoder is transformers' DebertaV2Model. One joint encoding,
-so L_ij is not -L_ji. Torch is imported when a network is made, never with this module. B rows, T tokens, H hidden width.
+arXiv:2306.02561 and llm-blender's CrossCompareReranker, over a DeBERTa-v3 encoder. One joint encoding, so L_ij is not -L_ji.
+Torch is imported when a network is made, never with this module. B rows, T tokens, H hidden width.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppo.errors import JudgeError
+from sppo.judges.encoder import build_encoder, encode, encoder_shape
 from sppo.judges.folder import CONFIG, TOKENIZER, WEIGHTS, JudgeFolder, read_folder
-from sppo.judges.segments import JudgeTokenizer, PairBatch, SegmentLimits
+from sppo.judges.segments import JudgeTokenizer, PairBatch, SegmentLimits, save_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +38,10 @@ class PairRM:
 
     def __init__(self, config: PairRMConfig) -> None:
         import torch
-        from transformers import DebertaV2Config, DebertaV2Model
 
-        encoder = DebertaV2Model(DebertaV2Config(**config.encoder))
-        width = int(encoder.config.hidden_size)
+        self.config = config
+        self.shape = encoder_shape(config.encoder)
+        width = self.shape.hidden_size
         head = torch.nn.Sequential(
             torch.nn.Dropout(config.dropout),
             torch.nn.Linear(2 * width, width),
@@ -49,9 +49,8 @@ class PairRM:
             torch.nn.Dropout(config.dropout),
             torch.nn.Linear(width, config.tasks),
         )
-        self.config = config
-        self.encoder: Any = encoder
-        self.module = torch.nn.ModuleDict({"pretrained_model": encoder, "head_layer": head})
+        self.encoder = build_encoder(self.shape)
+        self.module = torch.nn.ModuleDict({"pretrained_model": self.encoder, "head_layer": head})
 
     def __call__(
         self,
@@ -64,7 +63,7 @@ class PairRM:
         """Scores of both answers, each (B, tasks), dimensionless logits. The last three are the control tokens' positions."""
         import torch
 
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        states = encode(self.encoder, self.shape, input_ids, attention_mask)  # (B, T, H)
         rows = torch.arange(len(input_ids), device=input_ids.device)  # (B,)
         source, first, second = (states[rows, place] for place in (source_pos, cand1_pos, cand2_pos))  # (B, H) each
         left = self.module["head_layer"](torch.cat([source, first], dim=-1))  # (B, tasks)
@@ -107,16 +106,15 @@ def check_tensors(folder: JudgeFolder, network: PairRM) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in network.module.state_dict().items()}
     where = folder.path / WEIGHTS
     for name in sorted(wanted.keys() - folder.shapes.keys()):
-        raise JudgeError(
-            f"{where} has no tensor {name!r}; expected PairRM's weights, shape {wanted[name]}: fetch the judge anew"
-        )
+        raise JudgeError(f"{where} has no tensor {name!r}; expected one of shape {wanted[name]}: fetch the judge anew")
     for name in sorted(folder.shapes.keys() - wanted.keys()):
-        raise JudgeError(
-            f"{where} has the tensor {name!r}, which PairRM's network has not; expected no others: is it another model?"
-        )
+        raise JudgeError(f"{where} has the tensor {name!r}, which PairRM has not; expected no others: choose a PairRM judge")
     for name, shape in sorted(wanted.items()):
         if folder.shapes[name] != shape:
-            raise JudgeError(f"{where}: tensor {name!r} has shape {folder.shapes[name]}; {CONFIG} asks for {shape}")
+            raise JudgeError(
+                f"{where}: tensor {name!r} has shape {folder.shapes[name]}; {CONFIG} asks for {shape}: "
+                "take both files from one repository and revision"
+            )
 
 
 def load_pairrm(path: Path, device: str = "cpu") -> tuple[PairRM, JudgeTokenizer]:
@@ -132,8 +130,6 @@ def load_pairrm(path: Path, device: str = "cpu") -> tuple[PairRM, JudgeTokenizer
     dtype = torch.float16 if device == "cuda" else torch.float32
     state = {name: tensor.to(dtype) for name, tensor in load_file(folder.path / WEIGHTS).items() if name in folder.shapes}
     network.module.load_state_dict(state, strict=True, assign=True)
-    # the one buffer that no weight file holds
-    network.encoder.embeddings.position_ids = torch.arange(folder.encoder["max_position_embeddings"]).expand(1, -1)
     network.module.to(device).eval().requires_grad_(False)
     return network, JudgeTokenizer(folder.path / TOKENIZER)
 
@@ -142,17 +138,17 @@ def save_native(network: PairRM, tokenizer: Path, limits: SegmentLimits, folder:
     """A judge folder that this package, llm-blender and transformers each take for their own.
 
     One config.json holds llm-blender's RankerConfig and the encoder's DebertaV2Config: `model_name` is null, so that
-    llm-blender takes the folder itself for the encoder. tokenizer: a tokenizer.json with the control tokens in it."""
+    llm-blender takes the folder itself for the encoder. tokenizer: a tokenizer.json with [CLS], [SEP] and [PAD]; the
+    candidates' tokens are added to it where they are missing, in the order in which `JudgeTokenizer` counts them."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer != folder / TOKENIZER:
-        shutil.copyfile(tokenizer, folder / TOKENIZER)
+    save_tokenizer(tokenizer, folder / TOKENIZER)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.module.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     control = JudgeTokenizer(folder / TOKENIZER).control
     config = {
-        **network.encoder.config.to_diff_dict(),
+        **network.config.encoder,
         "architectures": ["DebertaV2PairRM"],
         "model_type": "deberta-v2",
         "ranker_type": "pairranker",

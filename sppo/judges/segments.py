@@ -102,6 +102,17 @@ class JudgeTokenizer:
         return [list(encoding.ids) for encoding in found]
 
 
+def save_tokenizer(source: Path, target: Path) -> None:
+    """A tokenizer.json with the candidates' tokens in it, which by itself frames a text in [CLS] and [SEP], as DeBERTa's."""
+    from tokenizers import Tokenizer, processors
+
+    full = Tokenizer.from_file(str(source))
+    full.add_tokens([token for token in PREFIXES if full.token_to_id(token) is None])
+    framing = [(token, _id_of(full, token, source)) for token in ("[CLS]", "[SEP]")]
+    full.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=framing)
+    full.save(str(target))
+
+
 def _id_of(tokenizer: Any, token: str, path: Path) -> int:
     index = tokenizer.token_to_id(token)
     if index is None:

@@ -8,8 +8,10 @@ this language are partly intransitive.
 
 import hashlib
 import itertools
+import math
 import random
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,16 +25,16 @@ DANGLING = frozenset("a an and at because for in is it its of on the to when wit
 LONGEST_WORDS = 34
 """More words than this are rambling; the longest good answer of the language has 24."""
 
-NOUN_WEIGHT = 1.2
-ADJECTIVE_WEIGHT = 0.8
-PREDICATE_WEIGHT = 1.4
+NOUN_WEIGHT = 1.0
+ADJECTIVE_WEIGHT = 1.0
+PREDICATE_WEIGHT = 1.5
 OFF_TASK_WEIGHT = 0.5
-DETAIL_WEIGHT = 0.8
-ENDING_WEIGHT = 0.8
+DETAIL_WEIGHT = 1.0
+ENDING_WEIGHT = 1.0
 STUTTER_WEIGHT = 1.0
-STRANGE_WEIGHT = 1.0
-STYLE_LOGIT = 0.7
-"""Log-odds of the winning style between two answers of equal quality."""
+STRANGE_WEIGHT = 2.0
+STYLE_LOGIT = 0.5
+"""Log-odds of the winning style between two answers of equal quality. All weights are halves: preferences are clear or ties."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,41 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Parts:
     """What the rule sees in one answer."""
 
-    quality: float
-    """Log-odds units; the part of preferences that is transitive."""
+    noun: bool
+    """The first subject that it names is the one asked about."""
+    adjective: bool
+    """So is its adjective, and it gives no other."""
+    predicate: bool
+    """It says something that answers the question."""
+    off_task: bool
+    """It says something true of such a subject that was not asked."""
+    detail: bool
+    """It adds something fitting."""
+    ending: bool
+    """It ends where a sentence ends."""
+    stutter: bool
+    """A word twice in a row, or three words that come back."""
+    strange: float
+    """How much of it is not of the language, in [0, 1]."""
     style: int
     """0 plain, 1 cheerful, 2 learned."""
+
+    @property
+    def quality(self) -> float:
+        """The transitive part of preferences, in log-odds."""
+        return (
+            NOUN_WEIGHT * self.noun
+            + ADJECTIVE_WEIGHT * self.adjective
+            + PREDICATE_WEIGHT * self.predicate
+            + OFF_TASK_WEIGHT * self.off_task
+            + DETAIL_WEIGHT * self.detail
+            + ENDING_WEIGHT * self.ending
+            - STUTTER_WEIGHT * self.stutter
+            - STRANGE_WEIGHT * self.strange
+        )
 
 
 @cache
@@ -120,7 +150,7 @@ def _row(instruction: Instruction) -> PromptRow:
 def answer(instruction: Instruction, skill: float, draw: random.Random) -> str:
     """One answer; each of its parts is good with a chance of about `skill`, in [0, 1], whatever the other parts are."""
     kind, noun, adjective = instruction.kind, instruction.noun, instruction.adjective
-    if draw.random() > skill:
+    if draw.random() > 0.4 + 0.6 * skill:
         kind, noun = _other_noun(instruction, draw)
     if draw.random() > skill:
         adjective = draw.choice(["", draw.choice(KINDS[kind][1])])
@@ -158,53 +188,69 @@ def _stutter(body: str, draw: random.Random) -> str:
     return " ".join([*words[:place], *[words[place].strip(",")] * draw.choice([1, 2]), *words[place:]])
 
 
+def garble(text: str, draw: random.Random) -> str:
+    """The text with one word dropped, or moved to another place, as a policy may come to write."""
+    words = text.split(" ")
+    word = words.pop(draw.randrange(len(words)))
+    if draw.random() < 0.5:
+        words.insert(draw.randrange(len(words) + 1), word)
+    return " ".join(words)
+
+
 def rule_preference(instruction: str, first: str, second: str) -> float:
     """P(first > second | instruction) by the language's own rule, in (0, 1); 0.5 for equal answers.
 
     Defined for any texts: what the rule does not know counts as strange, and an instruction of no known form leaves the parts
     that depend on it out."""
-    from math import exp
-
-    return 1.0 / (1.0 + exp(-rule_logit(instruction, first, second)))
+    return 1.0 / (1.0 + math.exp(-rule_logit(instruction, first, second)))
 
 
 def rule_logit(instruction: str, first: str, second: str) -> float:
     """Log-odds of `rule_preference`: the difference in quality, which is transitive, and the styles' circle, which is not.
 
-    Finite, and antisymmetric: swapping the answers changes the sign."""
-    asked = _by_text().get(instruction.strip())
-    one, two = judge_answer(asked, first), judge_answer(asked, second)
-    circle = (0.0, STYLE_LOGIT, -STYLE_LOGIT)[(one.style - two.style) % 3]  # cheerful > plain > learned > cheerful
-    return one.quality - two.quality + circle
+    Within +-9, and antisymmetric: swapping the answers changes the sign."""
+    asked = find_instruction(instruction)
+    return logit_between(parts_of(asked, first), parts_of(asked, second))
+
+
+def logit_between(first: Parts, second: Parts) -> float:
+    """Log-odds that the first answer is preferred. Cheerful beats plain, plain beats learned, learned beats cheerful."""
+    circle = (0.0, STYLE_LOGIT, -STYLE_LOGIT)[(first.style - second.style) % 3]
+    return first.quality - second.quality + circle
+
+
+def find_instruction(text: str) -> Instruction | None:
+    """The language's instruction of this text, white space around it aside, or None."""
+    return _by_text().get(text.strip())
+
+
+def parts_of(asked: Instruction | None, text: str) -> Parts:
+    """What the rule sees in an answer to an instruction, or to one it does not know (None)."""
+    lowered = text.lower().strip()
+    words = WORD.findall(lowered)
+    on_task = asked is not None and _says(words, PREDICATES[asked.kind][asked.task])
+    of_kind = [] if asked is None else [phrase for phrases in PREDICATES[asked.kind].values() for phrase in phrases]
+    return Parts(
+        noun=asked is not None and [word for word in words if word in _nouns()][:1] == [asked.noun],
+        adjective=asked is not None and {word for word in words if word in _adjectives()} == {asked.adjective},
+        predicate=on_task,
+        off_task=not on_task and _says(words, of_kind),
+        detail=asked is not None and _says(words, DETAILS[asked.kind]),
+        ending=_ends_well(lowered, words),
+        stutter=_stutters(words),
+        strange=_strange(lowered, words),
+        style=next((style for style in (1, 2) if lowered.startswith(_openings(style))), 0),
+    )
+
+
+def _says(words: Sequence[str], phrases: Iterable[str]) -> bool:
+    spaced = f" {' '.join(words)} "
+    return any(f" {phrase} " in spaced for phrase in phrases)
 
 
 @cache
-def _phrases(kind: str, task: str | None) -> tuple[str, ...]:
-    """Predicates of a kind for one task, or with None its details."""
-    return DETAILS[kind] if task is None else PREDICATES[kind][task]
-
-
-def judge_answer(asked: Instruction | None, text: str) -> Judgement:
-    """Quality and style of one answer to an instruction, or to an unknown one (None)."""
-    lowered = text.lower().strip()
-    words = WORD.findall(lowered)
-    style = next((index for index in (1, 2) if lowered.startswith(tuple(o.lower() for o in OPENINGS[index]))), 0)
-    quality = ENDING_WEIGHT * _ends_well(lowered, words) - STUTTER_WEIGHT * _stutters(words) - STRANGE_WEIGHT * _strange(lowered, words)
-    if asked is not None:
-        quality += _on_topic(asked, words)
-    return Judgement(quality, style)
-
-
-def _on_topic(asked: Instruction, words: list[str]) -> float:
-    spaced = f" {' '.join(words)} "
-    named = [word for word in words if word in _nouns()]
-    described = {word for word in words if word in _adjectives()}
-    quality = NOUN_WEIGHT * (named[:1] == [asked.noun]) + ADJECTIVE_WEIGHT * (described == {asked.adjective})
-    if any(f" {phrase} " in spaced for phrase in _phrases(asked.kind, asked.task)):
-        quality += PREDICATE_WEIGHT
-    elif any(f" {phrase} " in spaced for task in QUESTIONS for phrase in _phrases(asked.kind, task)):
-        quality += OFF_TASK_WEIGHT
-    return quality + DETAIL_WEIGHT * any(f" {phrase} " in spaced for phrase in _phrases(asked.kind, None))
+def _openings(style: int) -> tuple[str, ...]:
+    return tuple(opening.lower() for opening in OPENINGS[style])
 
 
 @cache
@@ -222,13 +268,12 @@ def _ends_well(lowered: str, words: list[str]) -> bool:
 
 
 def _stutters(words: list[str]) -> bool:
-    """A word twice in a row, or three words that come back."""
     triples = list(zip(words, words[1:], words[2:], strict=False))
     return any(one == two for one, two in itertools.pairwise(words)) or len(set(triples)) < len(triples)
 
 
 def _strange(lowered: str, words: list[str]) -> float:
-    """How much of a text is not of the language, in [0, 1]: unknown words, other characters, too many words or none."""
+    """Unknown words, other characters, too many words or none."""
     if not words or len(words) > LONGEST_WORDS:
         return 1.0
     unknown = sum(word not in vocabulary() for word in words) / len(words)

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 SKILL = 0.5
 """How good the answers are that it learns from."""
-STEPS = 400
-BATCH = 64
+STEPS = 650
+BATCH = 32
 """Lessons a step; none comes twice."""
-LEARNING_RATE = 3e-3
-WARMUP_STEPS = 20
+LEARNING_RATE = 2.5e-3
+WARMUP_STEPS = 30
 MAX_GRAD_NORM = 1.0
-DEVIATION = 0.04
+DEVIATION = 0.06
 """Of the first weights."""
 
 PAD, BEGIN, USER, ASSISTANT, END = SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -149,7 +149,7 @@ def _train(model: "LlamaForCausalLM", lessons: list[Lesson], seed: int, report: 
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        recent = [*recent, float(loss)][-STEPS // 10 :]
+        recent = [*recent, loss.item()][-STEPS // 10 :]
         note = f"loss {sum(recent) / len(recent):.3f}"
         report(Progress(stage="policy", done=step + 1, total=STEPS, unit="steps", note=note))
     return sum(recent) / len(recent)

@@ -119,3 +119,8 @@ def test_changing_only_the_evaluation_recomputes_no_training() -> None:
     before = plan_fingerprints(load_recipe("tiny", RECIPES))
     after = plan_fingerprints(load_recipe("tiny", RECIPES, ("evaluation.resamples=100",)))
     assert {stage for stage in before if before[stage] != after[stage]} == {"evaluate"}
+
+
+def test_a_judge_without_weights_has_a_plan_too() -> None:
+    plan = plan_fingerprints(load_recipe("tiny", RECIPES, ("judge={kind: world-rule}",)))
+    assert plan["rank"] != plan_fingerprints(load_recipe("tiny", RECIPES))["rank"]

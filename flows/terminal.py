@@ -1,0 +1,177 @@
+"""What the person sees while a run runs: bars or plain lines, one line when a stage ends. All chatter goes to a log file."""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from sppo.errors import SppoError
+from sppo.progress import Progress
+from tasks.reporting import ProgressLines, listening
+
+PLAIN_WIDTH = 140
+"""Of tables in files and pipes."""
+LOGGERS = ("sppo", "flows", "tasks")
+
+
+class Screen:
+    """The person's terminal, while all chatter goes to a log file.
+
+    Engines, servers and C libraries write to the file descriptors themselves, past any logging: those are redirected, and
+    stay so for the rest of the process, so that what is said while Python exits is kept as well."""
+
+    def __init__(self, log_file: Path) -> None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file = log_file
+        self._kept = (os.dup(1), os.dup(2))
+        self.console = plain_console(os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace"))
+        self.errors = plain_console(os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace"))
+
+    def __enter__(self) -> "Screen":
+        descriptor = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._redirect(descriptor, descriptor)
+        os.close(descriptor)
+        logging.captureWarnings(True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, SppoError):
+            self._end(str(error), 2)
+        if isinstance(error, KeyboardInterrupt):
+            self._end("stopped; what was committed is kept: the same command continues from there", 130)
+        if error is not None:
+            self._redirect(*self._kept)  # a fault of ours: let Python show where
+
+    def _end(self, message: str, status: int) -> None:
+        self.errors.print(Text(f"sppo: {message}"), soft_wrap=True)
+        self.errors.print(Text(f"log      {self.log_file}"), soft_wrap=True)
+        raise SystemExit(status) from None
+
+    def _redirect(self, output: int, errors: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(output, 1)
+        os.dup2(errors, 2)
+
+
+def plain_console(file: IO[str] | None = None, stderr: bool = False) -> Console:
+    """A console that guesses no colours for numbers, and is wide where it is no terminal."""
+    console = Console(file=file, stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+@contextmanager
+def watched(console: Console) -> Iterator["StageLines"]:
+    """Show progress and stage lines on this console for a while."""
+    handler = StageLines(console)
+    for name in LOGGERS:
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        if console.is_terminal:
+            with StageBars(console) as bars, listening(bars.show):
+                yield handler
+        else:
+            with listening(ProgressLines(lambda line: handler.write(line, "dim"))):
+                yield handler
+    finally:
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(handler)
+
+
+class StageLines(logging.Handler):
+    """Our own log records as lines with a short time. What was committed already is counted instead of told."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+        self.committed_already: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "nothing to do, committed" in message:
+            self.committed_already.add(message)
+            return
+        self.write(message, {logging.INFO: "default", logging.WARNING: "yellow"}.get(record.levelno, "red"))
+
+    def write(self, message: str, style: str) -> None:
+        """One line; the message is text, never markup."""
+        self.console.print(Text(time.strftime("%H:%M:%S "), "dim"), Text(message, style), sep="", soft_wrap=True)
+
+
+class RateColumn(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.3g} {task.fields['unit']}/s" if speed else "", "cyan")
+
+
+class StageBars:
+    """A bar for each stage at work: how far, how fast, how long still."""
+
+    def __init__(self, console: Console) -> None:
+        self.bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description:<8}", markup=False),
+            BarColumn(24),
+            TextColumn("{task.fields[count]}", markup=False),
+            RateColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left after", style="dim"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._shown: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "StageBars":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Move a stage's bar; a stage without a unit has only begun, or has ended."""
+        with self._lock:
+            shown = self._shown.get(progress.stage)
+            if not progress.unit and progress.done:
+                if shown is not None:
+                    self.bars.remove_task(self._shown.pop(progress.stage))
+                return
+            if shown is None:
+                shown = self._shown[progress.stage] = self.bars.add_task(progress.stage, total=None, unit="", count="", note="")
+            known = bool(progress.unit)
+            self.bars.update(
+                shown,
+                total=progress.total if known else None,
+                completed=progress.done,
+                unit=progress.unit,
+                count=f"{progress.done}/{progress.total} {progress.unit}" if known else "",
+                note=progress.note,
+            )

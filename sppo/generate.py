@@ -1,0 +1,302 @@
+"""y_1..y_K ~ pi_t(.|x): responses to prompts, by worker processes, in chunks that are committed as they finish.
+
+Stage `generate` draws training responses for an iteration's portion, stage `sample` evaluation responses for the held-out
+prompts. Several draws from one policy share one engine load.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sppo import engines
+from sppo.configuration import Frozen
+from sppo.errors import HardwareError, PolicyError, RecipeError, StoreError
+from sppo.fingerprint import seed_of
+from sppo.hardware import Hardware
+from sppo.launch import Worker, device_environment, run_workers, thread_environment, write_config
+from sppo.policy import context_length, load_tokenizer, stop_token_ids, tokenizer_folder
+from sppo.progress import Progress, Report, silent
+from sppo.recipe import Recipe, Sampling
+from sppo.split import held_out, portion
+from sppo.stages import stage_identity
+from sppo.store import Artifact, Identity, Outcome, Store, Workspace
+from sppo.store.artifact import ArtifactFile
+
+CHUNK = 32
+"""Prompts a chunk: what is lost at most for each process when a machine dies."""
+MODULE = "sppo.workers.generate"
+RATE = " tokens/s"
+HELD_OUT = "held out"
+"""In place of the iteration: held-out prompts are drawn with the same seeds from every policy."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Prompts to be answered by one policy."""
+
+    stage: Literal["generate", "sample"]
+    prompts: ArtifactFile
+    iteration: int | None
+    """t of training responses; None for held-out prompts."""
+
+
+class DrawTask(Frozen):
+    """A worker's share of a draw."""
+
+    stage: str
+    fingerprint: str
+    prompts: str
+    """`stage/fingerprint` of the split."""
+    file: str
+    limit: int
+    """Prompts of the file that are drawn, the first ones."""
+    chunks: tuple[int, ...]
+    """Numbers of the chunks to draw."""
+    responses: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+    """Of the recipe."""
+    label: int | str
+    """The iteration, or `held out`."""
+
+
+class GenerateRun(Frozen):
+    """run.json of a generate worker."""
+
+    store: str
+    scratch: Path
+    policy: str
+    """`stage/fingerprint` of the policy."""
+    settings: engines.EngineSettings
+    draws: tuple[DrawTask, ...]
+    progress: Path
+    result: Path
+
+
+class GenerateResult(Frozen):
+    """What a worker measured, for its parent."""
+
+    tokens: int
+    seconds: float
+    """From the first request to the last chunk; without loading."""
+    load_s: float
+
+
+def training_draw(recipe: Recipe, split: Artifact, iteration: int) -> Draw:
+    """K responses to each prompt of iteration t's portion. Raises RecipeError unless 1 <= t <= T."""
+    recipe.check_iteration(iteration)
+    return Draw("generate", portion(split, iteration), iteration)
+
+
+def held_out_draw(recipe: Recipe, split: Artifact) -> Draw:
+    """n responses to each of the first `evaluation.max_prompts` held-out prompts, with the same seeds for every policy."""
+    return Draw("sample", held_out(split), None)
+
+
+def sampling_of(recipe: Recipe, draw: Draw) -> Sampling:
+    """How a draw is sampled."""
+    return recipe.generation if draw.stage == "generate" else recipe.evaluation.sampling
+
+
+def prompt_seed(seed: int, label: int | str, prompt_id: str) -> int:
+    """Seed of a prompt's draw; response k is drawn with this seed + k."""
+    return seed_of(seed, label, prompt_id)
+
+
+def build(
+    store: Store,
+    recipe: Recipe,
+    hardware: Hardware,
+    policy: Artifact,
+    draws: Sequence[Draw],
+    report: Report = silent,
+) -> list[Artifact]:
+    """The responses of each draw, in order; committed ones cost nothing, missing ones share one engine load a process.
+
+    Raises PolicyError for a prompt longer than the policy's context, RecipeError for an engine still `auto`."""
+    identities = [_identity(recipe, policy, draw) for draw in draws]
+    by_fingerprint = {identity.fingerprint: draw for identity, draw in zip(identities, draws, strict=True)}
+
+    def run(workspaces: Sequence[Workspace]) -> list[Outcome]:
+        attempts = [_attempt(recipe, by_fingerprint[workspace.fingerprint], workspace) for workspace in workspaces]
+        undone = [attempt for attempt in attempts if attempt.missing]
+        results = _draw_missing(store, recipe, hardware, policy, undone) if undone else []
+        return [_outcome(attempt, results if attempt in undone else []) for attempt in attempts]
+
+    return store.build_together(identities, run, report)
+
+
+def _identity(recipe: Recipe, policy: Artifact, draw: Draw) -> Identity:
+    more = {} if draw.iteration is None else {"iteration": draw.iteration}
+    return stage_identity(draw.stage, recipe, {"policy": policy, "prompts": draw.prompts}, more)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A draw that is not committed yet, and what of it is still to be drawn."""
+
+    draw: Draw
+    workspace: Workspace
+    sampling: Sampling
+    lengths: list[int]
+    """Tokens of each prompt."""
+    missing: list[int]
+    """Numbers of the chunks."""
+
+    @property
+    def chunks(self) -> int:
+        return math.ceil(len(self.lengths) / CHUNK)
+
+    def prompts_in(self, chunks: Sequence[int]) -> int:
+        return sum(min(CHUNK, len(self.lengths) - chunk * CHUNK) for chunk in chunks)
+
+
+def _attempt(recipe: Recipe, draw: Draw, workspace: Workspace) -> _Attempt:
+    lengths = [len(token_ids) for token_ids in draw.prompts.table()["token_ids"].to_pylist()]
+    if draw.stage == "sample":
+        lengths = lengths[: recipe.evaluation.max_prompts]
+    committed = set(workspace.parts())
+    missing = [chunk for chunk in range(math.ceil(len(lengths) / CHUNK)) if chunk_name(chunk) not in committed]
+    return _Attempt(draw, workspace, sampling_of(recipe, draw), lengths, missing)
+
+
+def chunk_name(chunk: int) -> str:
+    """Name of a chunk's part; its file is this with `.parquet`."""
+    return f"chunk-{chunk:05d}"
+
+
+def _draw_missing(
+    store: Store, recipe: Recipe, hardware: Hardware, policy: Artifact, attempts: Sequence[_Attempt]
+) -> list[GenerateResult]:
+    settings = _settings(recipe, hardware, policy, attempts)
+    folder = attempts[0].workspace.folder
+    shares = share_out([attempt.missing for attempt in attempts], hardware.generate.processes)
+    # threads that spin at each barrier stall on a busy machine: 750 tokens/s in place of 10,500 was measured
+    threads = thread_environment(hardware.threads_for(len(shares))) | {"OMP_WAIT_POLICY": "PASSIVE"}
+    workers = []
+    for index, share in enumerate(shares):
+        run = GenerateRun(
+            store=store.url,
+            scratch=store.scratch,
+            policy=policy.reference,
+            settings=settings,
+            draws=tuple(_task(recipe, attempt, chunks) for attempt, chunks in zip(attempts, share, strict=True)),
+            progress=folder / f"worker-{index}.progress.json",
+            result=folder / f"worker-{index}.result.json",
+        )
+        config = write_config(run, folder / f"worker-{index}.run.json")
+        name = f"{attempts[0].draw.stage}-{attempts[0].workspace.fingerprint[:8]}-{index}.log"
+        pinned = device_environment(hardware.device, index, hardware.generate.tensor_parallel)
+        workers.append(Worker(MODULE, config, store.scratch / "logs" / name, run.progress, threads | pinned))
+    before = sum(attempt.prompts_in(range(attempt.chunks)) - attempt.prompts_in(attempt.missing) for attempt in attempts)
+    total = sum(len(attempt.lengths) for attempt in attempts)
+    report = attempts[0].workspace.report
+    try:
+        run_workers(workers, hardware.generate.timeout_s, report, lambda seen: combine(seen, before, total))
+    finally:
+        for worker in workers:
+            if worker.log.exists():
+                attempts[0].workspace.add_log(worker.log)
+    results = (folder / f"worker-{index}.result.json" for index in range(len(workers)))
+    return [GenerateResult.model_validate_json(path.read_text()) for path in results]
+
+
+def _settings(recipe: Recipe, hardware: Hardware, policy: Artifact, attempts: Sequence[_Attempt]) -> engines.EngineSettings:
+    """The engine's settings, with everything checked that could fail after it has loaded."""
+    engine = recipe.generation.engine
+    if engine == "auto":
+        raise RecipeError(
+            "generation.engine is still auto; expected vllm or transformers: resolve the recipe when the run starts"
+        )
+    if engine == "vllm" and hardware.device == "cpu" and hardware.generate.kv_cache_mib is None:
+        raise HardwareError(
+            f"hardware {hardware.name} gives no generate.kv_cache_mib; expected the engine's cache in MiB, such as 256"
+        )
+    tokenizer = load_tokenizer(tokenizer_folder(policy, attempts[0].workspace.folder / "tokenizer"))
+    context = context_length(policy)
+    for attempt in attempts:
+        longest = max(attempt.lengths)
+        if context is not None and longest + attempt.sampling.max_tokens > context:
+            raise PolicyError(
+                f"a prompt of {longest} tokens (row {attempt.lengths.index(longest) + 1} of {attempt.draw.prompts.name}) and a "
+                f"response of {attempt.sampling.max_tokens} do not fit into the {context} positions of policy {policy.name}; "
+                f"lower prompts.max_prompt_tokens or the max_tokens of stage {attempt.draw.stage}"
+            )
+    answers = max(recipe.generation.max_tokens, recipe.evaluation.sampling.max_tokens)
+    longest = max(recipe.prompts.max_prompt_tokens, *(max(attempt.lengths) for attempt in attempts))
+    return engines.EngineSettings(
+        engine=engine,
+        device=hardware.device,
+        dtype=recipe.policy.dtype,
+        stop_token_ids=tuple(stop_token_ids(tokenizer, recipe.policy)),
+        max_model_len=min(longest + answers, context or longest + answers),
+        max_concurrent=hardware.generate.max_concurrent,
+        tensor_parallel=hardware.generate.tensor_parallel,
+        memory_share=hardware.generate.memory_share,
+        kv_cache_mib=hardware.generate.kv_cache_mib,
+    )
+
+
+def _task(recipe: Recipe, attempt: _Attempt, chunks: list[int]) -> DrawTask:
+    sampling = attempt.sampling
+    return DrawTask(
+        stage=attempt.workspace.stage,
+        fingerprint=attempt.workspace.fingerprint,
+        prompts=attempt.draw.prompts.artifact.reference,
+        file=attempt.draw.prompts.name,
+        limit=len(attempt.lengths),
+        chunks=tuple(chunks),
+        responses=sampling.responses,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        seed=recipe.seed,
+        label=HELD_OUT if attempt.draw.iteration is None else attempt.draw.iteration,
+    )
+
+
+def share_out(missing: Sequence[Sequence[int]], processes: int) -> list[list[list[int]]]:
+    """Chunks for each process and draw, dealt like cards; no process is without one."""
+    dealt = [(draw, chunk) for draw, chunks in enumerate(missing) for chunk in chunks]
+    hands = min(processes, len(dealt))
+    return [
+        [[chunk for at, chunk in dealt[hand::hands] if at == draw] for draw in range(len(missing))] for hand in range(hands)
+    ]
+
+
+def combine(seen: Sequence[Progress], before: int, total: int) -> Progress:
+    """Progress of all workers as one: prompts of all draws, those of earlier attempts done already, and tokens a second."""
+    rates = [int(progress.note.removesuffix(RATE)) for progress in seen if progress.note.endswith(RATE)]
+    note = f"{sum(rates) / 1000:.1f}k{RATE}" if rates else seen[0].note
+    return Progress(
+        stage="generate", done=before + sum(progress.done for progress in seen), total=total, unit="prompts", note=note
+    )
+
+
+def _outcome(attempt: _Attempt, results: Sequence[GenerateResult]) -> Outcome:
+    counts: Counter[str] = Counter()
+    for chunk in range(attempt.chunks):
+        record = attempt.workspace.part(chunk_name(chunk))
+        if record is None:
+            raise StoreError(
+                f"{chunk_name(chunk)} of {attempt.draw.stage}/{attempt.workspace.fingerprint[:8]} is not in the store, "
+                "although its worker ended well; run again to draw it"
+            )
+        counts.update(record.counts)
+        attempt.workspace.adopt_part(record)
+    metrics = {}
+    speed = ""
+    if results:
+        rate = sum(result.tokens / result.seconds for result in results)
+        metrics = {"tokens_per_s": rate, "load_s": max(result.load_s for result in results)}
+        speed = f", {rate / 1000:.1f}k{RATE}"
+    summary = (
+        f"{counts['prompts']} prompts x {attempt.sampling.responses} responses, {counts['tokens']} tokens, "
+        f"{counts['cut_at_limit']} cut at the limit, {counts['empty']} empty{speed}"
+    )
+    return Outcome(summary, dict(sorted(counts.items())), metrics)

@@ -1,0 +1,203 @@
+"""Contests: answers compared chunk by chunk in worker processes, each chunk committed as a part when it is judged.
+
+A contest makes one artifact: `rank` compares a prompt's responses with each other, `duel` one policy's with another's. Its
+chunks follow the chunk files of the responses (rank's chunk-00007 judges generate's chunk-00007). A worker loads the judge
+once, for all chunks of all contests that it is given; what it committed is kept if it dies.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow.parquet as pq
+
+from sppo.configuration import Frozen
+from sppo.errors import JudgeError, LaunchError
+from sppo.hardware import Hardware
+from sppo.launch import Worker, device_environment, run_workers, thread_environment, write_config
+from sppo.progress import Progress, Report
+from sppo.recipe import Judge
+from sppo.store import Artifact, Workspace
+from sppo.store.artifact import ArtifactFile
+
+WORKER = "sppo.workers.rank"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One artifact to be made."""
+
+    workspace: Workspace
+    responses: Artifact
+    """Whose chunk files are followed."""
+    against: Artifact | None
+    """The other policy's answers, for a duel."""
+    pairs: Mapping[str, int]
+    """Pairs in each chunk file, by name."""
+
+
+class Chunks(Frozen):
+    """A worker's share of one contest."""
+
+    stage: Literal["rank", "duel"]
+    fingerprint: str
+    responses: str
+    """Artifact reference, `stage/fingerprint`."""
+    against: str | None
+    names: tuple[str, ...]
+    """Chunk files of the responses."""
+
+
+class RankRun(Frozen):
+    """The run.json of `python -m sppo.workers.rank`."""
+
+    store: str
+    scratch: str
+    judge: Judge
+    judge_artifact: str | None
+    prompts: str
+    """Reference of the prompt file, `stage/fingerprint#name`."""
+    device: Literal["cpu", "cuda"]
+    tokens_per_batch: int
+    contests: tuple[Chunks, ...]
+    pairs: int
+    """Of all chunks of this worker, for its progress."""
+    progress: str
+    failure: str
+    """Where the worker writes, in plain words, why it cannot go on."""
+
+
+def answers_in(responses: Artifact, name: str) -> dict[str, list[str]]:
+    """Texts of a chunk file by prompt, in the order of k.
+
+    Raises JudgeError for a prompt whose responses are not numbered 0 .. K-1, each once."""
+    columns = ["prompt_id", "k", "text"]
+    table = pq.read_table(responses.path(name), columns=columns, page_checksum_verification=True)
+    found: dict[str, dict[int, str]] = {}
+    for prompt_id, k, text in zip(*(table[column].to_pylist() for column in columns), strict=True):
+        if k in found.setdefault(prompt_id, {}):
+            raise JudgeError(
+                f"{responses.name}, {name}: prompt {prompt_id} has response {k} twice; expected it once: generate again"
+            )
+        found[prompt_id][k] = text
+    for prompt_id, texts in found.items():
+        if sorted(texts) != list(range(len(texts))):
+            raise JudgeError(
+                f"{responses.name}, {name}: prompt {prompt_id} has the responses {sorted(texts)}; "
+                f"expected 0 to {len(texts) - 1}: generate again"
+            )
+    return {prompt_id: [texts[k] for k in sorted(texts)] for prompt_id, texts in found.items()}
+
+
+def all_answers(responses: Artifact) -> dict[str, list[str]]:
+    """Texts of a whole artifact by prompt. Raises JudgeError for a prompt that stands in two chunks."""
+    whole: dict[str, list[str]] = {}
+    for name in responses.file_names(".parquet"):
+        chunk = answers_in(responses, name)
+        for prompt_id in whole.keys() & chunk.keys():
+            raise JudgeError(f"{responses.name}, {name}: prompt {prompt_id} stands in an earlier chunk too: generate again")
+        whole |= chunk
+    return whole
+
+
+def judge_contests(
+    judge: Judge,
+    judge_artifact: Artifact | None,
+    prompts: ArtifactFile,
+    hardware: Hardware,
+    contests: Sequence[Contest],
+) -> list[dict[str, int]]:
+    """Judges what is missing of all contests with one judge load a process, and adopts every chunk. Result: counts of each.
+
+    Raises JudgeError in the worker's own words, or LaunchError if a worker died."""
+    missing = [(contest, name) for contest in contests for name in contest.pairs if contest.workspace.part(_part(name)) is None]
+    if missing:
+        folder = contests[0].workspace.folder
+        processes = min(hardware.rank.processes, len(missing))
+        shares = [missing[index::processes] for index in range(processes)]
+        runs = [
+            _run(judge, judge_artifact, prompts, hardware, share, folder / f"worker-{index}")
+            for index, share in enumerate(shares)
+        ]
+        _launch(runs, hardware, folder, contests[0].workspace.report)
+    return [_adopt(contest) for contest in contests]
+
+
+def _part(name: str) -> str:
+    return name.removesuffix(".parquet")
+
+
+def _run(
+    judge: Judge,
+    judge_artifact: Artifact | None,
+    prompts: ArtifactFile,
+    hardware: Hardware,
+    share: Sequence[tuple[Contest, str]],
+    base: Path,
+) -> RankRun:
+    workspace = share[0][0].workspace
+    grouped: dict[str, list[tuple[Contest, str]]] = {}
+    for contest, name in share:
+        grouped.setdefault(contest.workspace.fingerprint, []).append((contest, name))
+    return RankRun(
+        store=workspace.store.url,
+        scratch=str(workspace.store.scratch),
+        judge=judge,
+        judge_artifact=None if judge_artifact is None else judge_artifact.reference,
+        prompts=prompts.reference,
+        device=hardware.device,
+        tokens_per_batch=hardware.rank.tokens_per_batch,
+        contests=tuple(_chunks(group[0][0], [name for _, name in group]) for group in grouped.values()),
+        pairs=sum(contest.pairs[name] for contest, name in share),
+        progress=f"{base}.progress.json",
+        failure=f"{base}.failure.txt",
+    )
+
+
+def _chunks(contest: Contest, names: Sequence[str]) -> Chunks:
+    return Chunks(
+        stage="rank" if contest.against is None else "duel",
+        fingerprint=contest.workspace.fingerprint,
+        responses=contest.responses.reference,
+        against=None if contest.against is None else contest.against.reference,
+        names=tuple(names),
+    )
+
+
+def _launch(runs: Sequence[RankRun], hardware: Hardware, folder: Path, report: Report) -> None:
+    threads = thread_environment(hardware.threads_for(len(runs)))
+    workers = [
+        Worker(
+            module=WORKER,
+            config=write_config(run, folder / f"run-{index}.json"),
+            log=folder / f"worker-{index}.log",
+            progress=Path(run.progress),
+            environment={**threads, **device_environment(hardware.device, index, 1)},
+        )
+        for index, run in enumerate(runs)
+    ]
+    total = sum(run.pairs for run in runs)
+
+    def combine(seen: Sequence[Progress]) -> Progress:
+        return Progress(stage=seen[0].stage, done=sum(progress.done for progress in seen), total=total, unit="pairs")
+
+    try:
+        run_workers(workers, hardware.rank.timeout_s, report, combine)
+    except LaunchError as error:
+        for run in runs:
+            if Path(run.failure).is_file():
+                raise JudgeError(Path(run.failure).read_text(encoding="utf-8")) from error
+        raise
+
+
+def _adopt(contest: Contest) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in contest.pairs:
+        record = contest.workspace.part(_part(name))
+        if record is None:
+            raise JudgeError(f"{contest.workspace.stage}: {name} was not judged though every worker ended well; run again")
+        contest.workspace.adopt_part(record)
+        for key, count in record.counts.items():
+            counts[key] = counts.get(key, 0) + count
+    return counts

@@ -1,0 +1,67 @@
+"""One Prefect server for all flow tests, and a run small enough to be done for real in seconds."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+HARDWARE = """
+name: one-core
+device: cpu
+threads: 1
+generate: {processes: 1, tensor_parallel: 1, memory_share: 0.5, kv_cache_mib: 64, max_concurrent: 16, timeout_s: 300}
+rank: {processes: 1, tokens_per_batch: 1024, timeout_s: 300}
+train:
+  processes: 1
+  micro_batch: 4
+  zero_stage: 0
+  offload: none
+  recompute_activations: false
+  checkpoint_steps: 100
+  timeout_s: 300
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect_server() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, random_policy: Callable[[str], Path], random_judge: Path) -> dict[str, Any]:
+    """Arguments of a flow: a random policy, a random judge, eight prompts an iteration."""
+    folder = tmp_path_factory.mktemp("flow")
+    (folder / "one-core.yaml").write_text(HARDWARE)
+    judge = f"{{kind: pairrm, source: {{kind: folder, path: {random_judge}}}, max_source_tokens: 64, max_candidate_tokens: 48}}"
+    overrides = (
+        f"policy.source={{kind: folder, path: {random_policy('llama')}}}",
+        "iterations=2",
+        "prompts.source={kind: world, train_prompts: 8, test_prompts: 4}",
+        "prompts.max_prompt_tokens=256",
+        "generation={engine: transformers, responses: 2, temperature: 1.0, top_p: 1.0, max_tokens: 8}",
+        f"judge={judge}",
+        "selection={responses: all, drop_ties: false}",
+        "training.learning_rate=0.01",
+        "training.schedule_epochs=1",
+        "training.stop_epochs=1",
+        "training.global_batch=4",
+        "training.max_tokens=300",
+        "evaluation.sampling={responses: 1, temperature: 1.0, top_p: 1.0, max_tokens: 8}",
+        f"evaluation.judges=[{judge}, {{kind: world-rule}}]",
+        "evaluation.max_prompts=4",
+        "evaluation.resamples=100",
+    )
+    return {
+        "recipe": "tiny",
+        "hardware": str(folder / "one-core.yaml"),
+        "store": str(folder / "store"),
+        "overrides": overrides,
+    }

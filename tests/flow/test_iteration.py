@@ -1,0 +1,125 @@
+"""Algorithm 1 as flows on a real Prefect server, with real engines on a random policy of 0.2 M parameters."""
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flows.evaluation import sppo_evaluation
+from flows.inspection import show_status
+from flows.iteration import sppo_iteration
+from flows.survey import survey
+from sppo.errors import RunError
+from sppo.hardware import load_hardware
+from sppo.runs import IterationIndex, read_iteration, read_recipe
+from sppo.store import Store
+from sppo.verify import verify_run
+
+RUN = "flow-test"
+Arguments = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def first(small: Arguments) -> IterationIndex:
+    """Iteration 1, run once for all tests here."""
+    return sppo_iteration(**small, run=RUN, iteration=1, ahead=True)
+
+
+@pytest.fixture(scope="module")
+def store(small: Arguments, first: IterationIndex) -> Store:
+    return Store(small["store"])
+
+
+def manifests(store: Store) -> dict[str, bytes]:
+    return {key: store.backend.read(key) or b"" for key in store.backend.list("") if key.endswith("manifest.json")}
+
+
+def test_an_iteration_makes_every_stage_and_names_it_in_the_index(first: IterationIndex, store: Store) -> None:
+    stages = ["policy", "judge", "split", "generate", "rank", "estimate", "train", "evaluate"]
+    assert list(first.artifacts) == [*stages, "sample.0", "sample.1", "duel.0.0", "duel.1.0"]
+    assert read_iteration(store, RUN, 1) == first
+    assert first.opened(store, "generate").manifest.counts["prompts"] == 8
+    assert first.opened(store, "train").digest != first.opened(store, "policy").digest
+    report = json.loads(first.opened(store, "evaluate").text("report.json"))
+    assert [judge["judge"] for judge in report["judges"]] == ["pairrm", "world-rule"]
+
+
+def test_the_load_that_drew_the_held_out_answers_also_drew_the_next_iterations_responses(
+    first: IterationIndex, store: Store
+) -> None:
+    trained = first.opened(store, "train")
+    drawn = [json.loads(content) for key, content in manifests(store).items() if key.startswith(("generate/", "sample/"))]
+    by_next_policy = [manifest for manifest in drawn if manifest["inputs"]["policy"] == trained.digest]
+    assert sorted(manifest["stage"] for manifest in by_next_policy) == ["generate", "sample"]
+    assert len({manifest["seconds"] for manifest in by_next_policy}) == 1  # one effort
+
+
+def test_the_same_iteration_again_does_no_stages_work(small: Arguments, first: IterationIndex, store: Store) -> None:
+    before = manifests(store)
+    again = sppo_iteration(**small, run=RUN, iteration=1, ahead=True)
+    assert again == first
+    assert manifests(store) == before
+
+
+def test_a_deleted_artifact_is_made_again_and_later_stages_are_not_when_its_content_is_the_same(
+    small: Arguments, first: IterationIndex, store: Store
+) -> None:
+    before = manifests(store)
+    deleted = first.artifacts["estimate"].reference
+    store.backend.delete(f"{deleted}/manifest.json")
+
+    again = sppo_iteration(**small, run=RUN, iteration=1, ahead=True)
+
+    after = manifests(store)
+    assert again == first
+    assert after.keys() == before.keys()
+    assert [key for key in after if after[key] != before[key]] in ([f"{deleted}/manifest.json"], [])  # seconds may agree
+
+
+def test_the_status_command_sees_the_same_artifacts_as_the_index_and_what_comes_next(
+    small: Arguments, first: IterationIndex, store: Store
+) -> None:
+    hardware = load_hardware(small["hardware"], Path())
+    one, two = survey(small["store"], read_recipe(store, RUN), hardware)
+    assert one.finished
+    assert not two.finished
+    assert {f"{stage.stage}/{stage.fingerprint}" for stage in one.stages} == {
+        entry.reference for entry in first.artifacts.values()
+    }
+    assert [(stage.stage, stage.committed) for stage in two.stages[-3:]] == [
+        ("generate", True),  # drawn ahead
+        ("sample", True),
+        ("rank", False),
+    ]
+    written = StringIO()
+    show_status(Console(file=written, width=120), store, RUN)
+    assert "not begun" in written.getvalue()
+    assert "1 of 2 iterations finished" in written.getvalue()
+
+
+def test_every_byte_of_the_iteration_verifies(store: Store) -> None:
+    assert [verified.problem for verified in verify_run(store, RUN) if verified.problem] == []
+
+
+def test_a_finished_iteration_is_evaluated_again_with_other_values_and_its_index_stays(
+    small: Arguments, first: IterationIndex, store: Store
+) -> None:
+    [report] = sppo_evaluation(RUN, small["hardware"], small["store"], 1, ("evaluation.resamples=50",))
+    [[main], [rule]] = [judge["against"] for judge in report["judges"]]
+    indexed = json.loads(first.opened(store, "evaluate").text("report.json"))
+    assert main["win_rate"]["mean"] == indexed["judges"][0]["against"][0]["win_rate"]["mean"]  # resamples move intervals only
+    assert rule["win_rate"]["n"] == 4
+    assert read_iteration(store, RUN, 1) == first
+
+
+def test_an_evaluation_cannot_change_the_run_itself(small: Arguments, first: IterationIndex) -> None:
+    with pytest.raises(RunError, match=r"overriding training\.eta would change run flow-test itself"):
+        sppo_evaluation(RUN, small["hardware"], small["store"], 1, ("training.eta=8",))
+
+
+def test_an_iteration_before_its_turn_is_refused(small: Arguments) -> None:
+    with pytest.raises(RunError, match="run not-begun has no iteration 1"):
+        sppo_iteration(**small, run="not-begun", iteration=2)
