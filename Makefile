@@ -49,5 +49,5 @@ $(READY): pyproject.toml constraints.txt infra/package_sources.py
 	@echo "Setting up $(VENV) (once; a few minutes where packages must be downloaded) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'uv>=0.9,<0.14' 2>&1 | grep -v '^WARNING' || true
-	@$(SOURCES) $(BIN)/uv pip install -q $(INDEX) --python $(BIN)/python -c constraints.txt -e '.[app,$(EXTRA),blender,dev]'
+	@$(SOURCES) $(BIN)/uv pip install -q --compile-bytecode $(INDEX) --python $(BIN)/python -c constraints.txt -e '.[app,$(EXTRA),blender,dev]'
 	@rm -f $(VENV)/.ready-* && touch $@

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Sequence
 
 from prefect import flow
-from sppo.generate import Draw, held_out_draw, training_draw
 
 from flows.preparation import prepare
+from sppo.generate import Draw, held_out_draw, training_draw
 from sppo.recipe import Recipe
 from sppo.runs import IterationIndex, check_reached, policy_before, samples_before, write_iteration
 from sppo.store import Artifact

@@ -67,11 +67,10 @@ def shown(text: str, limit: int = 400) -> Text:
 
 
 def next_commands(report: RunReport, store: Store, recipe: str, hardware: str, overrides: Sequence[str]) -> list[str]:
-    """What a person may want to type after this run: look closer, or change one thing and see."""
+    """What a person may want to type after this run: look closer, or train on all K responses."""
     at = ["--store", store.url]
-    other = f"{report.run[:52]}-half-eta"
-    halved = [*overrides, f"training.eta={report.eta / 2:g}"]
-    changed = [part for override in halved for part in ("--set", override)]
+    other = f"{report.run[:52]}-all"
+    changed = [part for override in (*overrides, "selection.responses=all") for part in ("--set", override)]
     commands = [
         ["status", report.run, *at],
         ["verify", report.run, *at],

@@ -4,6 +4,7 @@ A heavy stage runs as `python -m sppo.workers.<stage> run.json`, one process a d
 progress to a small file that we poll; if one of a group fails, the others are ended and the error carries the last lines.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -14,16 +15,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from pydantic import BaseModel
 
-from sppo.errors import LaunchError
+from sppo import errors
+from sppo.errors import LaunchError, SppoError
 from sppo.progress import Progress, Report, read_progress
 
 POLL_S = 0.1
 GRACE_S = 10.0
 """Between SIGTERM and SIGKILL."""
 TAIL_LINES = 20
+PARENT = "SPPO_PARENT_PROCESS"
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,34 @@ class Worker:
     """Added to ours."""
 
 
+def worker_main(work: Callable[[Path], None]) -> None:
+    """The whole of a worker module's `__main__`: do the work of the run.json named on the command line.
+
+    What the worker refuses on purpose reaches its parent as the same error, in the same words."""
+    _end_with_parent()
+    config = Path(sys.argv[1])
+    try:
+        work(config)
+    except SppoError as error:
+        refusal = {"error": type(error).__name__, "message": str(error)}
+        _refusal_file(config, os.environ).write_text(json.dumps(refusal), encoding="utf-8")
+        raise
+
+
+def _refusal_file(config: Path, environment: Mapping[str, str]) -> Path:
+    return config.with_suffix(f".{environment.get('RANK', '0')}.refusal")  # ranks share one run.json
+
+
+def _end_with_parent() -> None:
+    """The kernel ends this process when the one that started it dies, however that dies."""
+    parent = os.environ.get(PARENT)
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died before we asked
+        sys.exit("the process that started this worker is gone")
+
+
 def worker_argv(worker: Worker) -> list[str]:
     """The command: always a module and one resolved run.json, never a string of flags."""
     return [sys.executable, "-m", worker.module, str(worker.config)]
@@ -51,6 +85,7 @@ def thread_environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores of those they wait for
         "TOKENIZERS_PARALLELISM": "false",
     }
 
@@ -105,7 +140,8 @@ def run_workers(
 ) -> None:
     """Start all workers, pass on their combined progress, wait for all. No process outlives this call.
 
-    Raises LaunchError with the exit status and last lines of the first that fails, or when the time is up."""
+    Raises what the first worker to fail refused on purpose, in its own words; else LaunchError with its exit status and last
+    lines, or when the time is up."""
     processes: list[subprocess.Popen[bytes]] = []
     deadline = time.monotonic() + timeout_s
     try:
@@ -117,7 +153,10 @@ def run_workers(
             last = _pass_on(workers, report, combine, last)
             failed = [index for index, code in enumerate(codes) if code not in (None, 0)]
             if failed:
-                raise LaunchError(_failure(workers[failed[0]], codes[failed[0]]))
+                # a rank that refused takes its peers down with it: its words come before theirs
+                told = [at for at in failed if _refusal_file(workers[at].config, workers[at].environment).is_file()]
+                worst = (told or failed)[0]
+                raise _failure(workers[worst], codes[worst])
             if all(code == 0 for code in codes):
                 return
             if time.monotonic() > deadline:
@@ -132,7 +171,7 @@ def run_workers(
 
 def _start(worker: Worker) -> "subprocess.Popen[bytes]":
     worker.log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **worker.environment, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **worker.environment, "PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
     with worker.log.open("ab") as log:
         return subprocess.Popen(
             worker_argv(worker), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
@@ -154,7 +193,12 @@ def _pass_on(
     return now
 
 
-def _failure(worker: Worker, code: int | None) -> str:
+def _failure(worker: Worker, code: int | None) -> SppoError:
+    refusal = _refusal_file(worker.config, worker.environment)
+    if refusal.is_file():
+        told = json.loads(refusal.read_text(encoding="utf-8"))
+        kind = getattr(errors, told["error"], LaunchError)
+        return cast("type[SppoError]", kind)(told["message"])
     lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
     cause = f"exit status {code}"
     if code is not None and code < 0:
@@ -162,7 +206,7 @@ def _failure(worker: Worker, code: int | None) -> str:
         if code == -signal.SIGKILL:
             cause += " (often: out of memory)"
     shown = "\n  ".join(lines)
-    return f"{worker.module} ended with {cause}; its last lines, from {worker.log}:\n  {shown}"
+    return LaunchError(f"{worker.module} ended with {cause}; its last lines, from {worker.log}:\n  {shown}")
 
 
 def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

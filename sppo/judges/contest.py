@@ -13,10 +13,10 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from sppo.configuration import Frozen
-from sppo.errors import JudgeError, LaunchError
+from sppo.errors import JudgeError
 from sppo.hardware import Hardware
 from sppo.launch import Worker, device_environment, run_workers, thread_environment, write_config
-from sppo.progress import Progress, Report
+from sppo.progress import Progress
 from sppo.recipe import Judge
 from sppo.store import Artifact, Workspace
 from sppo.store.artifact import ArtifactFile
@@ -64,8 +64,6 @@ class RankRun(Frozen):
     pairs: int
     """Of all chunks of this worker, for its progress."""
     progress: str
-    failure: str
-    """Where the worker writes, in plain words, why it cannot go on."""
 
 
 def answers_in(responses: Artifact, name: str) -> dict[str, list[str]]:
@@ -120,7 +118,7 @@ def judge_contests(
             _run(judge, judge_artifact, prompts, hardware, share, folder / f"worker-{index}")
             for index, share in enumerate(shares)
         ]
-        _launch(runs, hardware, folder, contests[0].workspace.report)
+        _launch(runs, hardware, contests[0].workspace)
     return [_adopt(contest) for contest in contests]
 
 
@@ -151,7 +149,6 @@ def _run(
         contests=tuple(_chunks(group[0][0], [name for _, name in group]) for group in grouped.values()),
         pairs=sum(contest.pairs[name] for contest, name in share),
         progress=f"{base}.progress.json",
-        failure=f"{base}.failure.txt",
     )
 
 
@@ -165,13 +162,13 @@ def _chunks(contest: Contest, names: Sequence[str]) -> Chunks:
     )
 
 
-def _launch(runs: Sequence[RankRun], hardware: Hardware, folder: Path, report: Report) -> None:
+def _launch(runs: Sequence[RankRun], hardware: Hardware, workspace: Workspace) -> None:
     threads = thread_environment(hardware.threads_for(len(runs)))
     workers = [
         Worker(
             module=WORKER,
-            config=write_config(run, folder / f"run-{index}.json"),
-            log=folder / f"worker-{index}.log",
+            config=write_config(run, workspace.folder / f"run-{index}.json"),
+            log=workspace.log_path(f"worker-{index}"),
             progress=Path(run.progress),
             environment={**threads, **device_environment(hardware.device, index, 1)},
         )
@@ -182,13 +179,9 @@ def _launch(runs: Sequence[RankRun], hardware: Hardware, folder: Path, report: R
     def combine(seen: Sequence[Progress]) -> Progress:
         return Progress(stage=seen[0].stage, done=sum(progress.done for progress in seen), total=total, unit="pairs")
 
-    try:
-        run_workers(workers, hardware.rank.timeout_s, report, combine)
-    except LaunchError as error:
-        for run in runs:
-            if Path(run.failure).is_file():
-                raise JudgeError(Path(run.failure).read_text(encoding="utf-8")) from error
-        raise
+    run_workers(workers, hardware.rank.timeout_s, workspace.report, combine)
+    for worker in workers:
+        workspace.add_log(worker.log)
 
 
 def _adopt(contest: Contest) -> dict[str, int]:

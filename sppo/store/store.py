@@ -223,6 +223,12 @@ class Workspace:
             self._folder = Path(tempfile.mkdtemp(dir=base, prefix=f"{self.stage}-{self.fingerprint[:8]}-"))
         return self._folder
 
+    def log_path(self, name: str) -> Path:
+        """Where a worker process of this attempt logs: it stays there if the attempt fails, for its error names it."""
+        folder = self.store.scratch / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{self.stage}-{self.fingerprint[:8]}-{name}.log"
+
     def upload(self, path: Path) -> FileEntry:
         """Store a file's bytes under its content key; it belongs to nothing until a record names it."""
         entry = FileEntry(name=path.name, size=path.stat().st_size, sha256=file_sha256(path))
@@ -244,8 +250,9 @@ class Workspace:
         self.add_file(self.folder / name)
 
     def add_log(self, path: Path) -> None:
-        """Store a file beside the content: kept, never part of the digest."""
+        """Move a file beside the content: kept, never part of the digest."""
         self.logs.append(self.upload(path))
+        path.unlink()
 
     def commit_part(self, name: str, paths: Iterable[Path], counts: Mapping[str, int] | None = None) -> PartRecord:
         """Store files and then, once, the record that makes them a part. The first writer's part is returned."""

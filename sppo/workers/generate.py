@@ -108,8 +108,8 @@ class ChunkWriter:
             reason = "stop" if sample.token_ids and sample.token_ids[-1] in self.stops else "length"
             if reason == "length" and len(sample.token_ids) != request.max_tokens:
                 raise PolicyError(
-                    f"response {k} to prompt {prompt_id} ended after {len(sample.token_ids)} tokens without a stop token; expected "
-                    f"one, or {request.max_tokens} tokens: the engine stopped by a rule of its own, see this worker's log"
+                    f"response {k} to prompt {prompt_id} ended after {len(sample.token_ids)} tokens without a stop token; "
+                    f"expected one, or {request.max_tokens} tokens: the engine stopped by a rule of its own, see this worker's log"
                 )
             rows.append(Response(prompt_id, k, sample.token_ids, text, reason, sample.logprobs, request.seed))
         return rows

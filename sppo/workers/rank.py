@@ -1,14 +1,13 @@
 """`python -m sppo.workers.rank run.json`: judges chunks of contests, one after the other, and commits each as a part."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from sppo.errors import SppoError
 from sppo.judges import Logits, Match, check_finite, load, tally
 from sppo.judges.contest import Chunks, RankRun, all_answers, answers_in
+from sppo.launch import worker_main
 from sppo.progress import Progress, ProgressFile
 from sppo.records import Comparison, Duel, to_table
 from sppo.store import Artifact, Store
@@ -17,18 +16,9 @@ from sppo.store.store import write_parquet
 Messages = dict[str, list[dict[str, str]]]
 
 
-def main(path: Path) -> None:
-    """Judge what a run.json asks for. What this package refuses on purpose is also left as plain words for the parent."""
-    run = RankRun.model_validate_json(path.read_text(encoding="utf-8"))
-    try:
-        work(run)
-    except SppoError as error:
-        Path(run.failure).write_text(str(error), encoding="utf-8")
-        raise
-
-
-def work(run: RankRun) -> None:
-    """One judge load, then every chunk of every contest."""
+def work(config: Path) -> None:
+    """One judge load, then every chunk of every contest that a run.json names."""
+    run = RankRun.model_validate_json(config.read_text(encoding="utf-8"))
     store = Store(run.store, Path(run.scratch))
     messages = _messages(store, run.prompts)
     folder = None if run.judge_artifact is None else store.open(run.judge_artifact).folder()
@@ -108,4 +98,4 @@ def _duel(match: Match, found: Logits, rivals: int) -> Duel:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    worker_main(work)

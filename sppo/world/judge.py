@@ -33,7 +33,7 @@ from sppo.world.language import (
 if TYPE_CHECKING:
     import torch
 
-STEPS = 1300
+STEPS = 1150
 BATCH = 48
 """Pairs a step; none comes twice."""
 HELD_OUT = 1536

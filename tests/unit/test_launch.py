@@ -1,12 +1,14 @@
 """Worker processes: argv and environment by hand; failures and time-outs with real processes."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from sppo.errors import LaunchError
+from sppo.errors import JudgeError, LaunchError
 from sppo.launch import Worker, device_environment, rank_environment, run_workers, thread_environment, worker_argv
 from sppo.progress import Progress, ProgressFile, silent
 
@@ -85,6 +87,39 @@ def test_a_worker_past_its_time_is_ended(worker) -> None:  # type: ignore[no-unt
     with pytest.raises(LaunchError, match="was not done after 1 s and was ended; what it committed is kept"):
         run_workers([worker("import time; time.sleep(60)")], 1, silent, _first)
     assert time.monotonic() - started < 10
+
+
+def test_what_a_worker_refuses_reaches_the_parent_as_the_same_error(worker) -> None:  # type: ignore[no-untyped-def]
+    bad = worker(
+        "from sppo.errors import JudgeError\nfrom sppo.launch import worker_main\n"
+        "def work(config): raise JudgeError('tensor head_layer.1.bias is missing')\nworker_main(work)"
+    )
+    with pytest.raises(JudgeError, match=r"^tensor head_layer.1.bias is missing$"):
+        run_workers([bad], 30, silent, _first)
+
+
+def test_a_worker_does_not_outlive_the_process_that_started_it(worker, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pid_file = tmp_path / "pid"
+    sleeper = worker(
+        "import os, time\nfrom pathlib import Path\nfrom sppo.launch import worker_main\n"
+        f"def work(config): Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(60)\nworker_main(work)"
+    )
+    paths = [str(sleeper.config), str(sleeper.log), str(sleeper.progress)]
+    code = (
+        "from pathlib import Path\nfrom sppo.launch import Worker, run_workers\nfrom sppo.progress import silent\n"
+        f"worker = Worker({sleeper.module!r}, *(Path(path) for path in {paths}))\n"
+        "run_workers([worker], 60, silent, lambda seen: seen[0])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        while not (pid_file.exists() and pid_file.read_text()):
+            time.sleep(0.02)
+        parent.kill()
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid_file.read_text()}/stat").exists() and time.monotonic() < deadline:
+        if Path(f"/proc/{pid_file.read_text()}/stat").read_text().split()[2] == "Z":
+            break  # ended, and nobody here reaps it
+        time.sleep(0.02)
+    assert time.monotonic() < deadline
 
 
 def test_progress_reaches_the_parent(worker, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

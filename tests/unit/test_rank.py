@@ -10,6 +10,7 @@ from sppo import rank
 from sppo.errors import JudgeError
 from sppo.hardware import Hardware
 from sppo.judges.contest import Chunks, RankRun, answers_in
+from sppo.launch import write_config
 from sppo.recipe import Recipe, WorldRuleJudge
 from sppo.records import Comparison, Response, from_table, to_table
 from sppo.store import Artifact, ArtifactFile, Identity, Outcome, Step, Store, Workspace
@@ -113,9 +114,8 @@ def test_a_workers_chunk_is_a_matrix_of_logits_in_both_orders(
         ),
         pairs=6,
         progress=str(tmp_path / "progress.json"),
-        failure=str(tmp_path / "failure.txt"),
     )
-    work(run)
+    work(write_config(run, tmp_path / "run.json"))
     with store.workspace("rank", fingerprint) as workspace:
         record = workspace.part("chunk-00000")
         assert record is not None

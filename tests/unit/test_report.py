@@ -165,9 +165,9 @@ def test_the_table_has_a_row_for_each_policy_and_a_column_for_each_independent_j
     assert "| 2 | 0.700 [0.670, 0.730] | 0.610 | 0.650 [0.620, 0.680] | 13.0 | 3 |\n" in as_markdown(REPORT)
 
 
-def test_model_text_is_shown_as_text_without_markup_or_control_characters(store: Store, tmp_path: Path) -> None:
+def test_model_text_is_shown_as_text_without_markup_or_control_characters(tmp_path: Path) -> None:
     written = StringIO()
-    present(Console(file=written, width=120, force_terminal=True, highlight=False), REPORT, store, tmp_path / "x.png", "cpu")
+    present(Console(file=written, width=120, force_terminal=True, highlight=False), REPORT, tmp_path / "x.png", [])
     screen = written.getvalue()
     for kept in ("[bold]hi[/bold]", "[red]hi[/red]", "[link=https://example.org]x", "�[31mred�"):
         assert kept in screen
@@ -175,16 +175,19 @@ def test_model_text_is_shown_as_text_without_markup_or_control_characters(store:
     assert shown("a" * 500).plain == "a" * 399 + "…"
 
 
-def test_two_judges_fit_into_eighty_columns(store: Store, tmp_path: Path) -> None:
+def test_two_judges_fit_into_eighty_columns(tmp_path: Path) -> None:
     written = StringIO()
-    present(Console(file=written, width=80, highlight=False), REPORT, store, tmp_path / "x.png", "cpu")
+    present(Console(file=written, width=80, highlight=False), REPORT, tmp_path / "x.png", [])
     assert "0.700 [0.670, 0.730]     0.610  0.650 [0.620, 0.680]    13.0        3" in written.getvalue()
 
 
 def test_the_next_commands_can_be_typed_as_they_stand(tmp_path: Path) -> None:
-    commands = next_commands(REPORT, Store(str(tmp_path / "my store")), "cpu")
-    assert commands[0] == f"sppo status demo --store '{tmp_path}/my store'"
-    assert all(command.startswith("sppo ") for command in commands)
+    commands = next_commands(REPORT, Store(str(tmp_path / "my store")), "tiny", "cpu", ["judge={kind: world-rule}"])
+    at = f"--store '{tmp_path}/my store'"
+    assert commands[0] == f"sppo status demo {at}"
+    assert commands[-1] == (
+        f"sppo run tiny {at} --hardware cpu --run demo-all --set 'judge={{kind: world-rule}}' --set selection.responses=all"
+    )
 
 
 def test_the_plot_is_a_png(tmp_path: Path) -> None:

@@ -275,13 +275,14 @@ def test_hardware_that_loses_precision_or_cannot_offload_is_refused(cpu: Hardwar
         check_hardware(changed(zero_stage=2, offload="optimizer_and_parameters"), "float32")
 
 
-def test_each_rank_is_a_module_with_one_run_json(tiny: Recipe, cpu: Hardware) -> None:
-    first, second = rank_workers(told(tiny, cpu), Path("run.json"), port=4321, threads=1)
+def test_each_rank_is_a_module_with_one_run_json(store: Store, tiny: Recipe, cpu: Hardware) -> None:
+    workspace = store.workspace("train", "a" * 64)
+    first, second = rank_workers(told(tiny, cpu), Path("run.json"), port=4321, threads=1, workspace=workspace)
     assert (first.module, first.config) == ("sppo.workers.train", Path("run.json"))
     assert [one.environment["RANK"] for one in (first, second)] == ["0", "1"]
     assert second.environment["WORLD_SIZE"] == "2"
     assert second.environment["MASTER_PORT"] == "4321"
-    assert first.log.name == "train-rank-0.log"
+    assert first.log.name == "train-aaaaaaaa-rank-0.log"
 
 
 def test_fewer_prompts_than_one_global_batch_are_refused() -> None:
