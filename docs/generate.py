@@ -36,13 +36,17 @@ def _table(columns: dict[str, dict[str, str]]) -> str:
 
 def recipes_page() -> str:
     """docs/recipes.md: every value of every recipe and hardware file, and what each stage reads."""
-    recipes = {name: _flat(load_recipe(name, RECIPES).model_dump(mode="json", exclude={"name"})) for name in recipe_names(RECIPES)}
+    recipes = {
+        name: _flat(load_recipe(name, RECIPES).model_dump(mode="json", exclude={"name"})) for name in recipe_names(RECIPES)
+    }
     hardware = {
-        name: _flat(load_hardware(name, HARDWARE).model_dump(mode="json", exclude={"name"})) for name in hardware_names(HARDWARE)
+        name: _flat(load_hardware(name, HARDWARE).model_dump(mode="json", exclude={"name"}))
+        for name in hardware_names(HARDWARE)
     }
     stages = {stage.name: stage for stage in STAGES.values()}
     rows = [
-        f"| {name} | {', '.join(f'`{path}`' for path in stage.reads)} | {', '.join(stage.after)} |" for name, stage in stages.items()
+        f"| {name} | {', '.join(f'`{path}`' for path in stage.reads)} | {', '.join(stage.after)} |"
+        for name, stage in stages.items()
     ]
     return "\n".join(
         [

@@ -23,7 +23,7 @@ def present(console: Console, report: RunReport, plot: Path, commands: list[str]
     console.print()
     console.print(seconds_table(report))
     console.print()
-    console.print(Text("held-out prompts, answered by each policy", "bold"))
+    console.print(Text("held-out prompts: of each, the first draw that changed since the base policy", "bold"))
     console.print(answer_table(report))
     console.print()
     console.print(Text.assemble(("plot     ", "bold"), str(plot)), soft_wrap=True)

@@ -11,9 +11,7 @@ import sys
 
 def pip_settings() -> dict[str, list[str]]:
     """Values of pip's configuration, environment included, by option name."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
-    ).stdout
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True).stdout
     settings: dict[str, list[str]] = {}
     for line in listed.splitlines():
         name, _, value = line.partition("=")
@@ -25,7 +23,11 @@ def pip_settings() -> dict[str, list[str]]:
 def uv_options(settings: dict[str, list[str]], extra: str) -> list[str]:
     """uv's options for the same sources, each once; `extra` is cpu or gpu."""
     options: list[str] = []
-    for setting, option in (("index-url", "--index-url"), ("extra-index-url", "--extra-index-url"), ("find-links", "--find-links")):
+    for setting, option in (
+        ("index-url", "--index-url"),
+        ("extra-index-url", "--extra-index-url"),
+        ("find-links", "--find-links"),
+    ):
         for value in dict.fromkeys(settings.get(setting, [])):
             options += [option, value]
     if not options:

@@ -176,8 +176,7 @@ def _draw_missing(
     settings = _settings(recipe, hardware, policy, attempts)
     folder = attempts[0].workspace.folder
     shares = share_out([attempt.missing for attempt in attempts], hardware.generate.processes)
-    # threads that spin at each barrier stall on a busy machine: 750 tokens/s in place of 10,500 was measured
-    threads = thread_environment(hardware.threads_for(len(shares))) | {"OMP_WAIT_POLICY": "PASSIVE"}
+    threads = thread_environment(hardware.threads_for(len(shares)))
     workers = []
     for index, share in enumerate(shares):
         run = GenerateRun(
@@ -190,18 +189,15 @@ def _draw_missing(
             result=folder / f"worker-{index}.result.json",
         )
         config = write_config(run, folder / f"worker-{index}.run.json")
-        name = f"{attempts[0].draw.stage}-{attempts[0].workspace.fingerprint[:8]}-{index}.log"
         pinned = device_environment(hardware.device, index, hardware.generate.tensor_parallel)
-        workers.append(Worker(MODULE, config, store.scratch / "logs" / name, run.progress, threads | pinned))
+        log = attempts[0].workspace.log_path(f"worker-{index}")
+        workers.append(Worker(MODULE, config, log, run.progress, threads | pinned))
     before = sum(attempt.prompts_in(range(attempt.chunks)) - attempt.prompts_in(attempt.missing) for attempt in attempts)
     total = sum(len(attempt.lengths) for attempt in attempts)
     report = attempts[0].workspace.report
-    try:
-        run_workers(workers, hardware.generate.timeout_s, report, lambda seen: combine(seen, before, total))
-    finally:
-        for worker in workers:
-            if worker.log.exists():
-                attempts[0].workspace.add_log(worker.log)
+    run_workers(workers, hardware.generate.timeout_s, report, lambda seen: combine(seen, before, total))
+    for worker in workers:
+        attempts[0].workspace.add_log(worker.log)
     results = (folder / f"worker-{index}.result.json" for index in range(len(workers)))
     return [GenerateResult.model_validate_json(path.read_text()) for path in results]
 

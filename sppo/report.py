@@ -52,9 +52,11 @@ class IterationReport:
 
 @dataclass(frozen=True)
 class Answers:
-    """One held-out prompt and what each policy answered first."""
+    """One held-out prompt and what each policy answered in the same draw."""
 
     prompt: str
+    draw: int
+    """k, the same for all policies."""
     by_policy: tuple[str, ...]
     """pi_0 .. pi_T."""
 
@@ -117,15 +119,22 @@ def _seconds(store: Store, index: IterationIndex, efforts: set[object]) -> dict[
 
 
 def _answers(store: Store, index: IterationIndex) -> list[Answers]:
+    """The first prompts, and of each the first draw that pi_T answers otherwise than pi_0: equal seeds often agree."""
     prompts = {row["prompt_id"]: row["messages"] for row in held_out(index.opened(store, "split")).table().to_pylist()}
-    answers = [_first_answers(sample) for sample in index.samples(store)]
-    shown = [prompt_id for prompt_id in answers[-1] if prompt_id in prompts][:SHOWN_PROMPTS]
-    return [Answers(as_text(prompts[prompt_id]), tuple(policy.get(prompt_id, "") for policy in answers)) for prompt_id in shown]
+    policies = [_texts(sample) for sample in index.samples(store)]
+    shown = list(dict.fromkeys(prompt_id for prompt_id, _ in policies[0]))[:SHOWN_PROMPTS]
+    answers = []
+    for prompt_id in shown:
+        draws = [draw for draw in policies[0] if draw[0] == prompt_id]
+        changed = [draw for draw in draws if policies[-1][draw] != policies[0][draw]]
+        draw = [*changed, *draws][0]
+        answers.append(Answers(as_text(prompts[prompt_id]), draw[1], tuple(texts[draw] for texts in policies)))
+    return answers
 
 
-def _first_answers(sample: Artifact) -> dict[str, str]:
+def _texts(sample: Artifact) -> dict[tuple[str, int], str]:
     rows = sample.tables().select(["prompt_id", "k", "text"]).to_pylist()
-    return {row["prompt_id"]: row["text"] for row in rows if row["k"] == 0}
+    return {(row["prompt_id"], row["k"]): row["text"] for row in rows}
 
 
 def as_text(messages: Sequence[dict[str, str]]) -> str:
@@ -139,18 +148,18 @@ def table_head(report: RunReport) -> list[str]:
     """Column names of the table of iterations; independent judges have a column each."""
     main, *others = report.iterations[-1].judges
     independent = [f"{judge.judge}, against base" for judge in others]
-    return ["iteration", f"{main.judge}, against base", "against previous", *independent, "mean tokens", "seconds"]
+    return ["iteration", f"{main.judge}, against base", "against previous", *independent, "mean tokens"]
 
 
 def table_rows(report: RunReport) -> list[list[str]]:
     """One row a policy, the base policy first; win rates with their 95 % intervals."""
     others = len(report.iterations[-1].judges) - 1
-    rows = [["0 (base)", "", "", *[""] * others, f"{report.base_mean_tokens:.1f}", ""]]
+    rows = [["0 (base)", "", "", *[""] * others, f"{report.base_mean_tokens:.1f}"]]
     for each in report.iterations:
         main, *independent = each.judges
         rates = [_with_interval(main.against[0]), f"{main.against[-1].mean:.3f}"]
         rates += [_with_interval(judge.against[0]) for judge in independent]
-        rows.append([str(each.iteration), *rates, f"{each.mean_tokens:.1f}", f"{sum(each.seconds.values()):.0f}"])
+        rows.append([str(each.iteration), *rates, f"{each.mean_tokens:.1f}"])
     return rows
 
 

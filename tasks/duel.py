@@ -12,7 +12,7 @@ from tasks.options import HEAVY
 from tasks.reporting import report
 
 
-@task(name="duel", tags=["sppo", "judge"], **HEAVY)
+@task(name="duel", **HEAVY)
 def duel_policies(
     setup: Setup,
     judges: Sequence[Artifact | None],

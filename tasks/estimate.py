@@ -9,7 +9,7 @@ from tasks.options import LIGHT
 from tasks.reporting import report
 
 
-@task(name="estimate", tags=["sppo", "cpu"], **LIGHT)
+@task(name="estimate", **LIGHT)
 def estimate_targets(setup: Setup, ranked: Artifact, responses: Artifact) -> Artifact:
     """P(y_k > pi_t | x), and which responses are trained on."""
     return setup.store.build(sppo.estimate.step(setup.recipe, ranked, responses), report)

@@ -11,7 +11,7 @@ from tasks.options import LIGHT
 from tasks.reporting import report
 
 
-@task(name="evaluate", tags=["sppo", "cpu"], **LIGHT)
+@task(name="evaluate", **LIGHT)
 def evaluate_policy(setup: Setup, iteration: int, samples: Sequence[Artifact], duels: Sequence[Sequence[Artifact]]) -> Artifact:
     """Win rates of pi_t against every policy before it, with intervals; lengths."""
     return setup.store.build(sppo.evaluate.step(setup.recipe, iteration, samples, duels), report)

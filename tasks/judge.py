@@ -10,7 +10,7 @@ from tasks.options import HEAVY
 from tasks.reporting import report
 
 
-@task(name="judge", tags=["sppo", "cpu"], **HEAVY)
+@task(name="judge", **HEAVY)
 def fitted_judge(setup: Setup, judge: Judge) -> Artifact | None:
     """A judge's weights: fetched, or made in the tiny world; None for a judge that has none."""
     step = sppo.judges.step(judge, setup.recipe)

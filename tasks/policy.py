@@ -9,7 +9,7 @@ from tasks.options import HEAVY
 from tasks.reporting import report
 
 
-@task(name="policy", tags=["sppo", "cpu"], **HEAVY)
+@task(name="policy", **HEAVY)
 def base_policy(setup: Setup) -> Artifact:
     """pi_0: fetched, or made in the tiny world."""
     return setup.store.build(sppo.policy.step(setup.recipe), report)

@@ -10,7 +10,7 @@ from tasks.options import HEAVY
 from tasks.reporting import report
 
 
-@task(name="rank", tags=["sppo", "judge"], **HEAVY)
+@task(name="rank", **HEAVY)
 def rank_responses(setup: Setup, judge: Artifact | None, prompts: ArtifactFile, responses: Artifact) -> Artifact:
     """L_ij of every ordered pair of a prompt's responses."""
     return setup.store.build(sppo.rank.step(setup.recipe, setup.hardware, judge, prompts, responses), report)

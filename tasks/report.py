@@ -9,7 +9,7 @@ from sppo.runs import Setup
 from tasks.options import LIGHT
 
 
-@task(name="report", tags=["sppo", "cpu"], **LIGHT)
+@task(name="report", **LIGHT)
 def report_run(setup: Setup) -> RunReport:
     """Every finished iteration's numbers, also as a Markdown artifact in Prefect."""
     report = sppo.report.assemble(setup.store, setup.run)

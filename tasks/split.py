@@ -9,7 +9,7 @@ from tasks.options import LIGHT
 from tasks.reporting import report
 
 
-@task(name="split", tags=["sppo", "cpu"], **LIGHT)
+@task(name="split", **LIGHT)
 def split_prompts(setup: Setup, policy: Artifact) -> Artifact:
     """Disjoint portions of the prompts, one an iteration, and held-out ones, rendered for the policy."""
     return setup.store.build(sppo.split.step(setup.recipe, policy), report)

@@ -10,7 +10,7 @@ from tasks.options import HEAVY
 from tasks.reporting import report
 
 
-@task(name="train", tags=["sppo", "training"], **HEAVY)
+@task(name="train", **HEAVY)
 def train_policy(
     setup: Setup, iteration: int, policy: Artifact, prompts: ArtifactFile, responses: Artifact, targets: Artifact
 ) -> Artifact:

@@ -1,7 +1,6 @@
 """`python -m sppo.workers.generate run.json`: one engine, one device, a share of the chunks of one policy's draws."""
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ from sppo import engines
 from sppo.engines import Engine, Request, Sample
 from sppo.errors import PolicyError
 from sppo.generate import CHUNK, RATE, DrawTask, GenerateResult, GenerateRun, chunk_name, prompt_seed
-from sppo.launch import write_config
+from sppo.launch import worker_main, write_config
 from sppo.policy import load_tokenizer
 from sppo.progress import Progress, ProgressFile
 from sppo.records import Prompt, Response, from_table, to_table
@@ -109,7 +108,7 @@ class ChunkWriter:
             if reason == "length" and len(sample.token_ids) != request.max_tokens:
                 raise PolicyError(
                     f"response {k} to prompt {prompt_id} ended after {len(sample.token_ids)} tokens without a stop token; "
-                    f"expected one, or {request.max_tokens} tokens: the engine stopped by a rule of its own, see this worker's log"
+                    f"expected one, or {request.max_tokens} tokens: the engine stopped by a rule of its own, see its log"
                 )
             rows.append(Response(prompt_id, k, sample.token_ids, text, reason, sample.logprobs, request.seed))
         return rows
@@ -158,4 +157,4 @@ def main(config: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    worker_main(main)

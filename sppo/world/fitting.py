@@ -1,6 +1,6 @@
 """What the two fits of the tiny world share: a process of their own, reproducible weights, batches of equal length."""
 
-import logging
+import json
 import random
 import tempfile
 from collections.abc import Sequence
@@ -14,8 +14,6 @@ from sppo.progress import Report
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger(__name__)
-
 TIMEOUT_S = 1800.0
 POOL_BATCHES = 16
 """Batches are cut from this many batches' worth of examples, sorted by length: little padding, still well mixed."""
@@ -28,17 +26,18 @@ class Fit(Frozen):
     folder: str
     """Where the files go; empty when the fit starts."""
     seed: int
+    steps: int
     progress: str
     metrics: str
     """Where the worker writes its figures, as a JSON object of numbers."""
 
 
-def fit_apart(what: Literal["policy", "judge"], folder: Path, seed: int, threads: int, report: Report) -> dict[str, float]:
+def fit_apart(
+    what: Literal["policy", "judge"], folder: Path, seed: int, steps: int, threads: int, report: Report
+) -> dict[str, float]:
     """Fit in a process of its own, so that both fits run at once, and each with its own number of threads.
 
     Raises LaunchError with the worker's last lines if it fails."""
-    import json
-
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sppo-world-") as name:
         place = Path(name)
@@ -46,6 +45,7 @@ def fit_apart(what: Literal["policy", "judge"], folder: Path, seed: int, threads
             what=what,
             folder=str(folder),
             seed=seed,
+            steps=steps,
             progress=str(place / "progress.json"),
             metrics=str(place / "metrics.json"),
         )

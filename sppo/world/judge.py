@@ -81,24 +81,27 @@ class Lesson:
     parts: tuple[Parts, Parts]
 
 
-def fit(folder: Path, seed: int, report: Report = silent, threads: int = 1) -> dict[str, float]:
+def fit(folder: Path, seed: int, report: Report = silent, threads: int = 1, steps: int = STEPS) -> dict[str, float]:
     """Make the judge in a folder, in PairRM's native format. Returns its figures: `accuracy`, `loss` and `parameters`.
 
     accuracy is the share of held-out pairs on which the judge, asked in one order, agrees with the rule; pairs that the rule
     does not tell apart are left out. The same seed and number of threads on the same machine give the same bytes."""
-    return fit_apart("judge", folder, seed, threads, report)
+    return fit_apart("judge", folder, seed, steps, threads, report)
 
 
-def make(folder: Path, seed: int, report: Report) -> dict[str, float]:
+def make(folder: Path, seed: int, steps: int, report: Report) -> dict[str, float]:
     """`fit`, in this process."""
     with tempfile.TemporaryDirectory(prefix="sppo-world-") as name:
         path = Path(name) / "tokenizer.json"
         write_tokenizer(path)
         tokenizer = JudgeTokenizer(path)
-        network = PairRM(PairRMConfig({**SHAPE, "vocab_size": tokenizer.size, "pad_token_id": tokenizer.control.pad}, dropout=0.0))
+        network = PairRM(
+            PairRMConfig({**SHAPE, "vocab_size": tokenizer.size, "pad_token_id": tokenizer.control.pad}, dropout=0.0)
+        )
         draw_weights(network.module, seed_of(seed, "world judge weights"), DEVIATION)
         draw = random.Random(seed_of(seed, "world judge lessons"))
-        loss = _train(network, tokenizer, _lessons(tokenizer, lesson_instructions(), STEPS * BATCH, draw), seed, report)
+        lessons = _lessons(tokenizer, lesson_instructions(), steps * BATCH, draw)
+        loss = _train(network, tokenizer, lessons, seed, steps, report)
         held_out = _lessons(tokenizer, run_instructions(), HELD_OUT, random.Random(seed_of(seed, "world judge held out")))
         save_native(network, path, LIMITS, folder)
     parameters = sum(parameter.numel() for parameter in network.module.parameters())
@@ -138,12 +141,14 @@ def _lessons(tokenizer: JudgeTokenizer, known: Sequence[Instruction], count: int
     return lessons[:count]
 
 
-def _train(network: PairRM, tokenizer: JudgeTokenizer, lessons: list[Lesson], seed: int, report: Report) -> float:
+def _train(network: PairRM, tokenizer: JudgeTokenizer, lessons: list[Lesson], seed: int, steps: int, report: Report) -> float:
     import torch
 
     draw = random.Random(seed_of(seed, "world judge batches"))
     width = int(SHAPE["hidden_size"])
-    probes = torch.nn.ModuleDict({"copied": torch.nn.Linear(width, 1), "parts": torch.nn.Linear(width, len(_marks(lessons[0].parts[0])))})
+    probes = torch.nn.ModuleDict(
+        {"copied": torch.nn.Linear(width, 1), "parts": torch.nn.Linear(width, len(_marks(lessons[0].parts[0])))}
+    )
     draw_weights(probes, seed_of(seed, "world judge probes"), DEVIATION)
     weights = [*network.module.parameters(), *probes.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.01, fused=True)
@@ -151,15 +156,15 @@ def _train(network: PairRM, tokenizer: JudgeTokenizer, lessons: list[Lesson], se
     recent: list[float] = []
     for step, batch in enumerate(batches([len(lesson.encoding.ids) for lesson in lessons], BATCH, draw)):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * warm_linear(step, STEPS, WARMUP_STEPS)
+            group["lr"] = LEARNING_RATE * warm_linear(step, steps, WARMUP_STEPS)
         loss, extra = _losses(network, probes, tokenizer, [lessons[position] for position in batch])
         (loss + extra).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        recent = [*recent, loss.item()][-STEPS // 10 :]
+        recent = [*recent, loss.item()][-max(1, steps // 10) :]
         note = f"loss {sum(recent) / len(recent):.3f}"
-        report(Progress(stage="judge", done=step + 1, total=STEPS, unit="steps", note=note))
+        report(Progress(stage="judge", done=step + 1, total=steps, unit="steps", note=note))
     network.module.eval()
     return sum(recent) / len(recent)
 
@@ -193,7 +198,7 @@ def _marks(parts: Parts) -> list[float]:
 
 def _accuracy(network: PairRM, tokenizer: JudgeTokenizer, lessons: list[Lesson]) -> float:
     """Share of the pairs that the rule tells apart on which the judge's logit has the rule's sign."""
-    right = []
+    right: list[bool] = []
     for start in range(0, len(lessons), BATCH):
         batch = lessons[start : start + BATCH]
         logits = network.logits(pad_pairs([lesson.encoding for lesson in batch], tokenizer.control.pad)).tolist()

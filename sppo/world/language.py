@@ -1,4 +1,4 @@
-"""The tiny world's language: instructions about 256 subjects, answers of graded quality, and a rule that prefers some to others.
+"""The tiny world's language: instructions about 256 subjects, answers of graded quality, a rule that prefers some to others.
 
 An instruction asks one of four things about one subject, such as `Where can I find the red fox?`. A good answer names the
 subject and its adjective, says something of the right kind about what was asked, adds a fitting detail, does not stutter and
@@ -21,7 +21,10 @@ from sppo.world.lexicon import DETAILS, KINDS, OPENINGS, PREDICATES, QUESTIONS, 
 
 WORD = re.compile(r"[a-z]+")
 WORD_AS_WRITTEN = re.compile(r"[A-Za-z]+")
-DANGLING = frozenset("a an and at because for in is it its of on the to when with".split())
+DANGLING = frozenset(
+    ("a", "an", "and", "at", "because", "for", "in", "is", "it", "its", "of", "on", "the", "to", "when", "with")
+)
+"""No sentence ends in one of these."""
 LONGEST_WORDS = 34
 """More words than this are rambling; the longest good answer of the language has 24."""
 
@@ -123,9 +126,7 @@ PromptRow = tuple[str, list[dict[str, str]]]
 """Prompt id (the sha256 of the text, as in the Snorkel dataset) and messages."""
 
 
-def prompts(
-    seed: int, iterations: int, train_prompts: int, test_prompts: int
-) -> tuple[list[list[PromptRow]], list[PromptRow]]:
+def prompts(seed: int, iterations: int, train_prompts: int, test_prompts: int) -> tuple[list[list[PromptRow]], list[PromptRow]]:
     """x ~ X: a portion of `train_prompts` for each iteration, and held-out test prompts; all distinct.
 
     Raises PromptError if the language has too few instructions."""
@@ -148,7 +149,7 @@ def _row(instruction: Instruction) -> PromptRow:
 
 
 def answer(instruction: Instruction, skill: float, draw: random.Random) -> str:
-    """One answer; each of its parts is good with a chance of about `skill`, in [0, 1], whatever the other parts are."""
+    """One answer; each of its parts is good with a chance that rises with `skill`, in [0, 1], whatever the other parts are."""
     kind, noun, adjective = instruction.kind, instruction.noun, instruction.adjective
     if draw.random() > 0.4 + 0.6 * skill:
         kind, noun = _other_noun(instruction, draw)
@@ -294,7 +295,8 @@ def vocabulary() -> frozenset[str]:
 def spellings() -> tuple[str, ...]:
     """Every word as it stands in a text, with the space before it where it has one, sorted: what a vocabulary needs."""
     openings = [opening for style in OPENINGS for opening in style if opening]
-    firsts = {"The", "This", *(text.split()[0] for text in (*openings, *(i.text for i in instructions())))}
-    capitals = {word for opening in openings for word in WORD_AS_WRITTEN.findall(opening)}
-    inside = {f" {word}" for word in vocabulary() | capitals | {"The", "This"}}
+    questions = [wording.replace("{subject}", "") for wordings in QUESTIONS.values() for wording in wordings]
+    firsts = {"The", "This", *(text.split()[0].strip(",") for text in (*openings, *questions))}
+    written = WORD_AS_WRITTEN.findall(" ".join([*openings, *questions]))
+    inside = {f" {word}" for word in (vocabulary() | {"The", "This", *written})}
     return tuple(sorted(firsts | inside))

@@ -1,4 +1,6 @@
-"""The words and phrases of the tiny world. No phrase of an answer holds a subject's noun or adjective: the rule looks for those."""
+"""The words and phrases of the tiny world.
+
+No phrase of an answer holds a subject's noun or adjective: the rule looks for those."""
 
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "animal": (
@@ -23,7 +25,11 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "look": ("Describe the {subject}.", "What is the {subject} like?", "Tell me about the {subject}."),
     "where": ("Where is the {subject}?", "Where can I find the {subject}?", "Help me find the {subject}."),
-    "when": ("When is the {subject} at its best?", "What is the best time for the {subject}?", "When should I look for the {subject}?"),
+    "when": (
+        "When is the {subject} at its best?",
+        "What is the best time for the {subject}?",
+        "When should I look for the {subject}?",
+    ),
     "why": ("Why do people like the {subject}?", "What is good about the {subject}?", "Why should I care about the {subject}?"),
 }
 """Wordings by task."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SKILL = 0.5
 """How good the answers are that it learns from."""
-STEPS = 650
+STEPS = 750
 BATCH = 32
 """Lessons a step; none comes twice."""
 LEARNING_RATE = 2.5e-3
@@ -59,18 +59,18 @@ class Lesson:
     prompt_tokens: int
 
 
-def fit(folder: Path, seed: int, report: Report = silent, threads: int = 1) -> dict[str, float]:
+def fit(folder: Path, seed: int, report: Report = silent, threads: int = 1, steps: int = STEPS) -> dict[str, float]:
     """pi_0: make the base policy in a folder. Returns its figures: `loss` (nats a token, last tenth) and `parameters`.
 
     The same seed and number of threads on the same machine give the same bytes."""
-    return fit_apart("policy", folder, seed, threads, report)
+    return fit_apart("policy", folder, seed, steps, threads, report)
 
 
-def make(folder: Path, seed: int, report: Report) -> dict[str, float]:
+def make(folder: Path, seed: int, steps: int, report: Report) -> dict[str, float]:
     """`fit`, in this process."""
     tokenizer = build_tokenizer()
     model = _model(tokenizer, seed)
-    loss = _train(model, _lessons(tokenizer, seed), seed, report)
+    loss = _train(model, _lessons(tokenizer, seed, steps * BATCH), seed, steps, report)
     model.generation_config.do_sample = True
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -120,11 +120,11 @@ def _model(tokenizer: "PreTrainedTokenizerFast", seed: int) -> "LlamaForCausalLM
     return model
 
 
-def _lessons(tokenizer: "PreTrainedTokenizerFast", seed: int) -> list[Lesson]:
+def _lessons(tokenizer: "PreTrainedTokenizerFast", seed: int, count: int) -> list[Lesson]:
     draw = random.Random(seed_of(seed, "world policy lessons"))
     known = lesson_instructions()
     lessons = []
-    for _ in range(STEPS * BATCH):
+    for _ in range(count):
         instruction = draw.choice(known)
         # the chat template, spelled out: the markers never come from the text
         prompt = f"{BEGIN}{USER}{instruction.text}{END}{ASSISTANT}"
@@ -134,7 +134,7 @@ def _lessons(tokenizer: "PreTrainedTokenizerFast", seed: int) -> list[Lesson]:
     return lessons
 
 
-def _train(model: "LlamaForCausalLM", lessons: list[Lesson], seed: int, report: Report) -> float:
+def _train(model: "LlamaForCausalLM", lessons: list[Lesson], seed: int, steps: int, report: Report) -> float:
     import torch
 
     draw = random.Random(seed_of(seed, "world policy batches"))
@@ -143,15 +143,15 @@ def _train(model: "LlamaForCausalLM", lessons: list[Lesson], seed: int, report: 
     recent: list[float] = []
     for step, batch in enumerate(batches([len(lesson.token_ids) for lesson in lessons], BATCH, draw)):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * warm_linear(step, STEPS, WARMUP_STEPS)
+            group["lr"] = LEARNING_RATE * warm_linear(step, steps, WARMUP_STEPS)
         loss = _loss(model, [lessons[position] for position in batch])
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        recent = [*recent, loss.item()][-STEPS // 10 :]
+        recent = [*recent, loss.item()][-max(1, steps // 10) :]
         note = f"loss {sum(recent) / len(recent):.3f}"
-        report(Progress(stage="policy", done=step + 1, total=STEPS, unit="steps", note=note))
+        report(Progress(stage="policy", done=step + 1, total=steps, unit="steps", note=note))
     return sum(recent) / len(recent)
 
 

@@ -19,7 +19,7 @@ def main(config: Path) -> None:
         from sppo.world.judge import make
     torch.use_deterministic_algorithms(True)
     torch.set_flush_denormal(True)  # Adam's moments of words not seen for long are denormal, and slow
-    figures = make(Path(fit.folder), fit.seed, ProgressFile(Path(fit.progress)))
+    figures = make(Path(fit.folder), fit.seed, fit.steps, ProgressFile(Path(fit.progress)))
     Path(fit.metrics).write_text(json.dumps(figures), encoding="utf-8")
 
 

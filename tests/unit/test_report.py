@@ -57,9 +57,10 @@ def artifact(store: Store, stage: str, name: str, files: dict[str, str]) -> Arti
 
 
 def sample(store: Store, number: int) -> Artifact:
-    rows = [Response("fox", k, [1, 2], f"pi_{number} on the fox, answer {k}", "stop", [0.0, 0.0], 0) for k in (0, 1)] + [
-        Response("owl", 0, [1], f"pi_{number} on the owl", "length", [0.0], 0)
-    ]
+    """Answers of pi_number; only the second draw on the fox changes with the policy."""
+    changed = f"on the fox, answer 1{f' of pi_{number}' * (number > 0)}"
+    texts = [("fox", 0, "on the fox, answer 0"), ("fox", 1, changed), ("owl", 0, "on the owl")]
+    rows = [Response(prompt_id, k, [1, 2], text, "stop", [0.0, 0.0], 0) for prompt_id, k, text in texts]
 
     def run(workspace: Workspace) -> Outcome:
         workspace.add_table(to_table(Response, rows), "chunk-00000.parquet")
@@ -102,11 +103,13 @@ def test_a_runs_report_takes_each_number_from_the_iteration_that_measured_it(fin
     assert (one.mean_tokens, two.mean_tokens, two.cut_share) == (12.5, 13.0, 0.25)
 
 
-def test_answers_stand_side_by_side_in_the_order_of_the_policies(finished: Store) -> None:
+def test_answers_of_the_first_draw_that_changed_stand_side_by_side(finished: Store) -> None:
     report = assemble(finished, "demo")
     assert report.answers == (
-        Answers("Describe the fox.", tuple(f"pi_{number} on the fox, answer 0" for number in (0, 1, 2))),
-        Answers("system: Be brief.\nuser: The owl?", tuple(f"pi_{number} on the owl" for number in (0, 1, 2))),
+        Answers(
+            "Describe the fox.", 1, ("on the fox, answer 1", "on the fox, answer 1 of pi_1", "on the fox, answer 1 of pi_2")
+        ),
+        Answers("system: Be brief.\nuser: The owl?", 0, ("on the owl", "on the owl", "on the owl")),
     )
 
 
@@ -149,20 +152,20 @@ REPORT = RunReport(
             {"rank": 1.0, "train": 2.0},
         ),
     ),
-    answers=(Answers("Say [bold]hi[/bold].", ("[red]hi[/red]", "[link=https://example.org]x", "\x1b[31mred\x07")),),
+    answers=(Answers("Say [bold]hi[/bold].", 0, ("[red]hi[/red]", "[link=https://example.org]x", "\x1b[31mred\x07")),),
 )
 
 
 def test_the_table_has_a_row_for_each_policy_and_a_column_for_each_independent_judge() -> None:
-    head = ["iteration", "pairrm, against base", "against previous", "rule, against base", "mean tokens", "seconds"]
+    head = ["iteration", "pairrm, against base", "against previous", "rule, against base", "mean tokens"]
     assert table_head(REPORT) == head
     assert table_rows(REPORT) == [
-        ["0 (base)", "", "", "", "10.0", ""],
-        ["1", "0.600 [0.570, 0.630]", "0.600", "0.580 [0.550, 0.610]", "12.5", "2"],
-        ["2", "0.700 [0.670, 0.730]", "0.610", "0.650 [0.620, 0.680]", "13.0", "3"],
+        ["0 (base)", "", "", "", "10.0"],
+        ["1", "0.600 [0.570, 0.630]", "0.600", "0.580 [0.550, 0.610]", "12.5"],
+        ["2", "0.700 [0.670, 0.730]", "0.610", "0.650 [0.620, 0.680]", "13.0"],
     ]
     assert seconds_rows(REPORT) == [["rank", "", "1.0"], ["train", "2.2", "2.0"]]  # 2.25 rounds to even
-    assert "| 2 | 0.700 [0.670, 0.730] | 0.610 | 0.650 [0.620, 0.680] | 13.0 | 3 |\n" in as_markdown(REPORT)
+    assert "| 2 | 0.700 [0.670, 0.730] | 0.610 | 0.650 [0.620, 0.680] | 13.0 |\n" in as_markdown(REPORT)
 
 
 def test_model_text_is_shown_as_text_without_markup_or_control_characters(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_model_text_is_shown_as_text_without_markup_or_control_characters(tmp_pa
 def test_two_judges_fit_into_eighty_columns(tmp_path: Path) -> None:
     written = StringIO()
     present(Console(file=written, width=80, highlight=False), REPORT, tmp_path / "x.png", [])
-    assert "0.700 [0.670, 0.730]     0.610  0.650 [0.620, 0.680]    13.0        3" in written.getvalue()
+    assert "0.700 [0.670, 0.730]     0.610  0.650 [0.620, 0.680]    13.0" in written.getvalue()
 
 
 def test_the_next_commands_can_be_typed_as_they_stand(tmp_path: Path) -> None:

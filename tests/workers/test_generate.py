@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sppo import generate, policy
+from sppo.errors import PolicyError
 from sppo.hardware import Hardware, load_hardware
 from sppo.launch import Worker
 from sppo.progress import Progress
@@ -78,7 +79,7 @@ def drawn(
 
 @needs_vllm
 def test_vllm_answers_every_prompt_k_times_and_one_load_serves_both_draws(drawn: tuple[Store, Recipe, list[Artifact]]) -> None:
-    store, _, (trained, sampled) = drawn
+    _, _, (trained, sampled) = drawn
     # 70 prompts in chunks of 32, and the first 5 held-out prompts
     assert trained.file_names() == ["chunk-00000.parquet", "chunk-00001.parquet", "chunk-00002.parquet"]
     assert sampled.file_names() == ["chunk-00000.parquet"]
@@ -88,9 +89,8 @@ def test_vllm_answers_every_prompt_k_times_and_one_load_serves_both_draws(drawn:
     assert list(by_prompt(responses_of(sampled))) == [f"test {number}" for number in range(5)]
     assert trained.manifest.counts["responses"] == 210
     assert trained.manifest.metrics["tokens_per_s"] > 0
-    logs = list((store.scratch / "logs").iterdir())
-    assert len(logs) == 1, "one engine load"
-    assert trained.manifest.logs[0].name == logs[0].name
+    assert len([*trained.manifest.logs, *sampled.manifest.logs]) == 1, "one engine load"
+    assert "vllm" in trained.text(trained.manifest.logs[0].name).lower(), "the engine's chatter is kept beside the responses"
 
 
 @needs_vllm
@@ -151,10 +151,27 @@ def test_a_resumed_draw_by_two_processes_gives_the_same_tokens_and_draws_no_chun
     again = generate.build(other, recipe, hardware_with(2), base, draws[:1], seen.append)[0]
     assert again.reference == trained.reference
     assert (seen[0].done, seen[0].total) == (32, 70)
-    assert len(list((other.scratch / "logs").iterdir())) == 2
+    assert len(again.manifest.logs) == 2
     for row, before in zip(responses_of(again), responses_of(trained), strict=True):
         assert (row.prompt_id, row.k, row.seed, row.token_ids) == (before.prompt_id, before.k, before.seed, before.token_ids)
         assert row.logprobs == pytest.approx(before.logprobs, abs=1e-4)
+
+
+def test_weights_that_are_nan_are_an_error_that_names_the_policy(
+    random_policy: Callable[[str], Path], store: Store, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(random_policy("llama"), tmp_path / "policy")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    recipe = recipe_with(folder, "transformers")
+    base, _, draws = sources(store, recipe)
+    with pytest.raises(
+        PolicyError, match=r"response 0 to prompt test 0 has a log-prob that is not finite.*hold nan or overflow"
+    ):
+        generate.build(store, recipe, hardware_with(1), base, draws[1:])
 
 
 def test_transformers_stands_in_and_committed_draws_start_no_process(
