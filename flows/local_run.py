@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.text import Text
 
+from flows.interruption import interruptible
 from flows.preparation import prepare, prepare_evaluation
 from flows.presentation import next_commands, present, write_plot_to_store
 from flows.server import prefect_server
@@ -25,7 +26,7 @@ def run_here(recipe: str, hardware: str, run: str, store: str, iterations: int |
     with Screen(log_path(setup.store, run)) as screen:
         last = iterations or setup.recipe.iterations
         _announce(screen, setup, f"{last} iteration{'s' * (last > 1)} of recipe {setup.recipe.name}")
-        with watched(screen.console) as lines, _prefect() as start_s:
+        with interruptible(screen), watched(screen.console) as lines, _prefect() as start_s:
             from flows.run import sppo_run
 
             report = sppo_run(recipe, hardware, run, store, iterations, tuple(overrides))
@@ -40,7 +41,7 @@ def evaluate_here(run: str, hardware: str, store: str, iteration: int | None, ov
     setup, wanted = prepare_evaluation(run, hardware, store, iteration, overrides)
     with Screen(log_path(setup.store, run)) as screen:
         _announce(screen, setup, f"evaluation of iteration {', '.join(str(number) for number in wanted)}")
-        with watched(screen.console) as lines, _prefect() as start_s:
+        with interruptible(screen), watched(screen.console) as lines, _prefect() as start_s:
             from flows.evaluation import sppo_evaluation
 
             reports = sppo_evaluation(run, hardware, store, iteration, tuple(overrides))

@@ -1,5 +1,6 @@
 """Everything that can be wrong before the first task: recipe, hardware, run name, iteration, store, devices."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tasks.reporting import WatchedStore
 DEPLOYMENTS = Path(__file__).resolve().parents[1] / "deployments"
 RECIPES = DEPLOYMENTS / "recipes"
 HARDWARE = DEPLOYMENTS / "hardware"
+LOGGERS = ("sppo", "flows", "tasks")
 
 
 def prepare(
@@ -29,6 +31,7 @@ def prepare(
     """The setup of a run, started now or continued. `iteration` is the last one wanted; None is the recipe's last.
 
     Raises SppoError for the first thing that is wrong, before any model loads."""
+    tell_stages()
     check_run_name(run)
     asked = load_recipe(recipe, RECIPES, tuple(overrides))
     if iteration is not None:
@@ -45,6 +48,7 @@ def prepare_evaluation(
     """The setup of a run that was started before, with other values under `evaluation` if asked for; and which iterations.
 
     Raises RunError if the overrides change anything else, or if the iteration has not ended."""
+    tell_stages()
     check_run_name(run)
     opened = opened_store(store)
     started = read_recipe(opened, run)
@@ -58,6 +62,13 @@ def prepare_evaluation(
     opened.check_writable()
     setup = Setup(run, changed, checked_hardware(hardware, started), opened)
     return setup, [last] if iteration else list(range(1, last + 1))
+
+
+def tell_stages() -> None:
+    """Let our lines for each stage through: a Prefect worker hands on what PREFECT_LOGGING_EXTRA_LOGGERS names, from the
+    level that the logger itself has."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def opened_store(url: str) -> WatchedStore:

@@ -25,13 +25,13 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from flows.preparation import LOGGERS, tell_stages
 from sppo.errors import SppoError
 from sppo.progress import Progress
 from tasks.reporting import ProgressLines, listening
 
 PLAIN_WIDTH = 140
 """Of tables in files and pipes."""
-LOGGERS = ("sppo", "flows", "tasks")
 
 
 class Screen:
@@ -56,16 +56,16 @@ class Screen:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, SppoError):
-            self._end(str(error), 2)
-        if isinstance(error, KeyboardInterrupt):
-            self._end("stopped; what was committed is kept: the same command continues from there", 130)
+            self.say_why(str(error))
+            raise SystemExit(2) from None
         if error is not None:
             self._redirect(*self._kept)  # a fault of ours: let Python show where
 
-    def _end(self, message: str, status: int) -> None:
+    def say_why(self, message: str) -> None:
+        """The last words of a run that did not end well."""
+        self.console.show_cursor()
         self.errors.print(Text(f"sppo: {message}"), soft_wrap=True)
         self.errors.print(Text(f"log      {self.log_file}"), soft_wrap=True)
-        raise SystemExit(status) from None
 
     def _redirect(self, output: int, errors: int) -> None:
         sys.stdout.flush()
@@ -86,9 +86,9 @@ def plain_console(file: IO[str] | None = None, stderr: bool = False) -> Console:
 def watched(console: Console) -> Iterator["StageLines"]:
     """Show progress and stage lines on this console for a while."""
     handler = StageLines(console)
+    tell_stages()
     for name in LOGGERS:
         logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).setLevel(logging.INFO)
     try:
         if console.is_terminal:
             with StageBars(console) as bars, listening(bars.show):

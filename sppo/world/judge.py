@@ -27,8 +27,8 @@ from sppo.world.language import (
     logit_between,
     parts_of,
     run_instructions,
-    vocabulary,
 )
+from sppo.world.lexicon import vocabulary
 
 if TYPE_CHECKING:
     import torch

@@ -17,10 +17,8 @@ from functools import cache
 
 from sppo.errors import PromptError
 from sppo.fingerprint import seed_of
-from sppo.world.lexicon import DETAILS, KINDS, OPENINGS, PREDICATES, QUESTIONS, TAILS, VAGUE
+from sppo.world.lexicon import DETAILS, KINDS, OPENINGS, PREDICATES, QUESTIONS, TAILS, VAGUE, vocabulary, words_of
 
-WORD = re.compile(r"[a-z]+")
-WORD_AS_WRITTEN = re.compile(r"[A-Za-z]+")
 DANGLING = frozenset(
     ("a", "an", "and", "at", "because", "for", "in", "is", "it", "its", "of", "on", "the", "to", "when", "with")
 )
@@ -228,7 +226,7 @@ def find_instruction(text: str) -> Instruction | None:
 def parts_of(asked: Instruction | None, text: str) -> Parts:
     """What the rule sees in an answer to an instruction, or to one it does not know (None)."""
     lowered = text.lower().strip()
-    words = WORD.findall(lowered)
+    words = words_of(lowered)
     on_task = asked is not None and _says(words, PREDICATES[asked.kind][asked.task])
     of_kind = [] if asked is None else [phrase for phrases in PREDICATES[asked.kind].values() for phrase in phrases]
     return Parts(
@@ -280,23 +278,3 @@ def _strange(lowered: str, words: list[str]) -> float:
     unknown = sum(word not in vocabulary() for word in words) / len(words)
     other = len(re.sub(r"[a-z ,.!?]", "", lowered)) / len(lowered)
     return min(1.0, 2.0 * (unknown + other))
-
-
-@cache
-def vocabulary() -> frozenset[str]:
-    """Every word of the language, in lower case."""
-    texts = [instruction.text for instruction in instructions()]
-    texts += [phrase for tasks in PREDICATES.values() for phrases in tasks.values() for phrase in phrases]
-    texts += [phrase for phrases in (*DETAILS.values(), *OPENINGS, VAGUE, TAILS) for phrase in phrases]
-    return frozenset(WORD.findall(" ".join([*texts, "this and it"]).lower()))
-
-
-@cache
-def spellings() -> tuple[str, ...]:
-    """Every word as it stands in a text, with the space before it where it has one, sorted: what a vocabulary needs."""
-    openings = [opening for style in OPENINGS for opening in style if opening]
-    questions = [wording.replace("{subject}", "") for wordings in QUESTIONS.values() for wording in wordings]
-    firsts = {"The", "This", *(text.split()[0].strip(",") for text in (*openings, *questions))}
-    written = WORD_AS_WRITTEN.findall(" ".join([*openings, *questions]))
-    inside = {f" {word}" for word in (vocabulary() | {"The", "This", *written})}
-    return tuple(sorted(firsts | inside))

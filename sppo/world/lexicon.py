@@ -2,6 +2,9 @@
 
 No phrase of an answer holds a subject's noun or adjective: the rule looks for those."""
 
+import re
+from functools import cache
+
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "animal": (
         ("fox", "cat", "horse", "rabbit", "bear", "deer", "mouse", "otter"),
@@ -78,3 +81,32 @@ TAILS = ("", " and the", " and so on.", " because it")
 
 OPENINGS: tuple[tuple[str, ...], ...] = (("",), ("Happy to help!", "What a joy!"), ("Strictly speaking,", "As experts say,"))
 """Plain, cheerful, learned."""
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case; only letters of English count."""
+    return re.findall("[a-z]+", text.lower())
+
+
+@cache
+def _texts() -> tuple[str, ...]:
+    """All that the language is made of."""
+    subjects = [" ".join((*nouns, *adjectives)) for nouns, adjectives in KINDS.values()]
+    questions = [wording.replace("{subject}", "") for wordings in QUESTIONS.values() for wording in wordings]
+    predicates = [phrase for tasks in PREDICATES.values() for phrases in tasks.values() for phrase in phrases]
+    others = [phrase for phrases in (*DETAILS.values(), VAGUE, TAILS, *OPENINGS) for phrase in phrases]
+    return (*subjects, *questions, *predicates, *others, "the this and it")
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Every word of the language, in lower case."""
+    return frozenset(words_of(" ".join(_texts())))
+
+
+@cache
+def spellings() -> tuple[str, ...]:
+    """Every word as it stands in a text, with the space before it where it has one, sorted: what a vocabulary needs."""
+    written = {"The", "This", *re.findall("[A-Za-z]+", " ".join(_texts()))}
+    capitals = {word for word in written if word[0].isupper()}
+    return tuple(sorted(capitals | {f" {word}" for word in written}))

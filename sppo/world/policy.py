@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sppo.fingerprint import seed_of
 from sppo.progress import Progress, Report, silent
 from sppo.world.fitting import batches, draw_weights, fit_apart, warm_linear
-from sppo.world.language import answer, lesson_instructions, spellings
+from sppo.world.language import answer, lesson_instructions
+from sppo.world.lexicon import spellings
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,8 @@
 """One Prefect server for all flow tests, and a run small enough to be done for real in seconds."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
+ROOT = Path(__file__).resolve().parents[2]
 HARDWARE = """
 name: one-core
 device: cpu
@@ -28,11 +31,27 @@ train:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def prefect_server() -> Iterator[None]:
+def server() -> Iterator[str]:
+    """The URL of a Prefect server; flows that tests call report to it."""
+    from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
-        yield
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="session")
+def prefect(server: str, small: dict[str, Any]) -> Callable[..., str]:
+    """Prefect's own command line, as an operator types it; gives what it prints."""
+    environment = {**os.environ, "PREFECT_API_URL": server, "SPPO_STORE": small["store"], "COLUMNS": "400"}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "prefect", *arguments]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")

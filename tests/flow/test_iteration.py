@@ -1,6 +1,7 @@
 """Algorithm 1 as flows on a real Prefect server, with real engines on a random policy of 0.2 M parameters."""
 
 import json
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,31 @@ Arguments = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def first(small: Arguments) -> IterationIndex:
-    """Iteration 1, run once for all tests here."""
-    return sppo_iteration(**small, run=RUN, iteration=1, ahead=True)
+def deployed(small: Arguments, prefect: Callable[..., str]) -> str:
+    """Iteration 1 as the server knows it: deployed from prefect.yaml, run by a worker. Gives the flow run's log."""
+    prefect("work-pool", "create", "sppo", "--type", "process")
+    prefect("--no-prompt", "deploy", "--all")
+    prefect("deployment", "run", "sppo-iteration/iter1", "--params", json.dumps({**small, "run": RUN}))
+    prefect("worker", "start", "--pool", "sppo", "--run-once")
+    [flow_run] = json.loads(prefect("flow-run", "ls", "--flow-name", "sppo-iteration", "--output", "json"))
+    assert (flow_run["name"], flow_run["state_type"]) == (f"{RUN} · iteration 1", "COMPLETED")
+    return prefect("flow-run", "logs", flow_run["id"])
 
 
 @pytest.fixture(scope="module")
-def store(small: Arguments, first: IterationIndex) -> Store:
+def store(small: Arguments, deployed: str) -> Store:
     return Store(small["store"])
+
+
+@pytest.fixture(scope="module")
+def first(store: Store) -> IterationIndex:
+    """Iteration 1, run once for all tests here."""
+    return read_iteration(store, RUN, 1)
+
+
+def test_a_prefect_worker_hands_on_our_line_for_each_stage(deployed: str) -> None:
+    for stage in ("policy", "judge", "split", "generate", "rank", "estimate", "train", "sample", "duel", "evaluate"):
+        assert f"| {stage}: " in deployed or f" - {stage}: " in deployed
 
 
 def manifests(store: Store) -> dict[str, bytes]:
@@ -40,7 +58,6 @@ def manifests(store: Store) -> dict[str, bytes]:
 def test_an_iteration_makes_every_stage_and_names_it_in_the_index(first: IterationIndex, store: Store) -> None:
     stages = ["policy", "judge", "split", "generate", "rank", "estimate", "train", "evaluate"]
     assert list(first.artifacts) == [*stages, "sample.0", "sample.1", "duel.0.0", "duel.1.0"]
-    assert read_iteration(store, RUN, 1) == first
     assert first.opened(store, "generate").manifest.counts["prompts"] == 8
     assert first.opened(store, "train").digest != first.opened(store, "policy").digest
     report = json.loads(first.opened(store, "evaluate").text("report.json"))

@@ -92,7 +92,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
-    (tmp_path / "short.yaml").write_text((RECIPES / "tiny.yaml").read_text().replace("  eta: 4\n", ""))
+    (tmp_path / "short.yaml").write_text((RECIPES / "tiny.yaml").read_text().replace("  eta: 10\n", ""))
     with pytest.raises(RecipeError, match=r"'training.eta' is missing; expected a value"):
         load_recipe("short", tmp_path)
 

@@ -18,7 +18,7 @@ from sppo.world.language import (
     rule_logit,
     rule_preference,
 )
-from sppo.world.lexicon import DETAILS, KINDS, OPENINGS, PREDICATES, QUESTIONS, TAILS, VAGUE
+from sppo.world.lexicon import DETAILS, KINDS, OPENINGS, PREDICATES, QUESTIONS, TAILS, VAGUE, words_of
 
 WHERE = "Where is the red fox?"
 GOOD = "The red fox lives at the edge of the forest, and it knows every path nearby."
@@ -43,7 +43,7 @@ def test_no_phrase_of_an_answer_holds_a_noun_or_an_adjective_of_a_subject() -> N
     subjects = {word for nouns, adjectives in KINDS.values() for word in (*nouns, *adjectives)}
     phrases = [phrase for tasks in PREDICATES.values() for group in tasks.values() for phrase in group]
     phrases += [phrase for group in (*DETAILS.values(), *OPENINGS, VAGUE, TAILS) for phrase in group]
-    words = set(language.WORD.findall(" ".join(phrases).lower()))
+    words = set(words_of(" ".join(phrases)))
     assert not words & subjects
 
 
@@ -144,7 +144,7 @@ def test_a_perfectly_skilled_answer_is_perfect_whatever_is_asked() -> None:
     for instruction in language.instructions():
         text = answer(instruction, 1.0, draw)
         assert parts_of(instruction, text).quality == 5.5, text
-        assert len(language.WORD.findall(text.lower())) <= 20
+        assert len(words_of(text)) <= 20
 
 
 def test_half_skilled_answers_are_mediocre_and_vary() -> None:

@@ -1,5 +1,6 @@
 """The tiny world's fits, in their own processes: cut short, but real."""
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from sppo.errors import LaunchError
 from sppo.fingerprint import file_sha256
 from sppo.progress import Progress
 from sppo.world import judge, policy
+from sppo.world.language import answer, run_instructions
 
 SEED = 5
 
@@ -22,7 +24,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[di
     """Policy, judge, policy, judge: each made twice with the same seed, two at a time."""
     folders = [tmp_path_factory.mktemp(name) for name in ("policy", "judge", "policy", "judge")]
     seen: list[Progress] = []
-    jobs = [(policy.fit, 8), (judge.fit, 60), (policy.fit, 8), (judge.fit, 60)]
+    jobs = [(policy.fit, 8), (judge.fit, 150), (policy.fit, 8), (judge.fit, 150)]
     with ThreadPoolExecutor(2) as pool:
         runs = [
             pool.submit(fit, folder, SEED, seen.append, steps=steps) for (fit, steps), folder in zip(jobs, folders, strict=True)
@@ -63,16 +65,22 @@ def test_a_short_fit_of_the_judge_is_right_more_often_than_not_and_loads_as_a_pa
     folders, figures, _ = twice
     assert figures[1]["accuracy"] > 0.55  # the whole fit reaches 0.90
     network, tokenizer = load_pairrm(folders[1])
-    good, bad = "The red fox hides behind the barn, and it can always be trusted.", "The soup is okay okay and the"
-    question = encode_pair(tokenizer, judge.LIMITS, "Where is the red fox?", good, bad)
-    assert network.logits(pad_pairs([question], tokenizer.control.pad)).item() > 0
+    draw = random.Random(0)
+    right = 0
+    for instruction in draw.sample(run_instructions(), 50):
+        good, bad = answer(instruction, 1.0, draw), answer(instruction, 0.2, draw)
+        orders = ((good, bad), (bad, good))
+        questions = [encode_pair(tokenizer, judge.LIMITS, instruction.text, first, second) for first, second in orders]
+        shown_first, shown_second = network.logits(pad_pairs(questions, tokenizer.control.pad)).tolist()
+        right += shown_first - shown_second > 0  # one order alone leans to one side so early
+    assert right > 35  # a good answer against a bad one
 
 
 def test_a_fit_reports_its_steps(twice: tuple[list[Path], list[dict[str, float]], list[Progress]]) -> None:
     _, _, seen = twice
     last = {progress.stage: progress for progress in seen}
     assert (last["policy"].done, last["policy"].total, last["policy"].unit) == (8, 8, "steps")
-    assert (last["judge"].done, last["judge"].total) == (60, 60)
+    assert (last["judge"].done, last["judge"].total) == (150, 150)
     assert last["judge"].note.startswith("loss ")
 
 
