@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from flows.terminal import Screen
 

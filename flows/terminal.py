@@ -12,17 +12,9 @@ from types import TracebackType
 from typing import IO
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
 from flows.preparation import LOGGERS, tell_stages
@@ -129,20 +121,31 @@ class RateColumn(ProgressColumn):
         return Text(f"{speed:.3g} {task.fields['unit']}/s" if speed else "", "cyan")
 
 
+class LeftColumn(ProgressColumn):
+    """Time left at the rate of late; before there is one, the time since the stage began."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        seconds, word = (task.time_remaining, "left") if task.time_remaining is not None else (task.elapsed, "so far")
+        minutes, seconds = divmod(int(seconds or 0), 60)
+        return Text(f"{minutes}:{seconds:02d} {word}", "dim")
+
+
 class StageBars:
     """A bar for each stage at work: how far, how fast, how long still."""
 
     def __init__(self, console: Console) -> None:
+        note = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave
         self.bars = Bars(
             SpinnerColumn(),
-            TextColumn("{task.description:<8}", markup=False),
-            BarColumn(24),
-            TextColumn("{task.fields[count]}", markup=False),
-            RateColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left after", style="dim"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            TextColumn("{task.description:<8}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(20),
+            TextColumn("{task.fields[count]}", markup=False, table_column=Column(no_wrap=True)),
+            RateColumn(table_column=Column(no_wrap=True)),
+            LeftColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", "dim", markup=False, table_column=note),
+            expand=True,
             console=console,
             transient=True,
         )

@@ -8,6 +8,7 @@ resumed stage does only what is missing.
 
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -227,7 +228,8 @@ class Workspace:
         """Where a worker process of this attempt logs: it stays there if the attempt fails, for its error names it."""
         folder = self.store.scratch / "logs"
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{self.stage}-{self.fingerprint[:8]}-{name}.log"
+        # runs of two stores may work on one fingerprint at a time, and each has its own process
+        return folder / f"{self.stage}-{self.fingerprint[:8]}-{os.getpid()}-{name}.log"
 
     def upload(self, path: Path) -> FileEntry:
         """Store a file's bytes under its content key; it belongs to nothing until a record names it."""

@@ -1,6 +1,9 @@
 """Algorithm 1 as flows on a real Prefect server, with real engines on a random policy of 0.2 M parameters."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -19,6 +22,7 @@ from sppo.runs import IterationIndex, read_iteration, read_recipe
 from sppo.store import Store
 from sppo.verify import verify_run
 
+ROOT = Path(__file__).resolve().parents[2]
 RUN = "flow-test"
 Arguments = dict[str, Any]
 
@@ -78,6 +82,30 @@ def test_the_same_iteration_again_does_no_stages_work(small: Arguments, first: I
     before = manifests(store)
     again = sppo_iteration(**small, run=RUN, iteration=1, ahead=True)
     assert again == first
+    assert manifests(store) == before
+
+
+def test_the_command_line_shows_a_finished_run_without_doing_it_again(
+    small: Arguments, server: str, first: IterationIndex, store: Store
+) -> None:
+    before = manifests(store)
+    changes = [part for override in small["overrides"] for part in ("--set", override)]
+    at = ["--store", small["store"], "--hardware", small["hardware"], "--run", RUN, "--iterations", "1"]
+    command = [sys.executable, "-m", "flows.command_line", "run", "tiny", *at, *changes]
+    environment = {**os.environ, "PREFECT_API_URL": server}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"run {RUN}: 1 iteration of recipe tiny on hardware one-core, store {small['store']}"
+    assert any(line.startswith(f"run {RUN}: held-out win rates") for line in lines)
+    assert any(line.startswith("next     sppo status") for line in lines)
+    plot = Path(next(line for line in lines if line.startswith("plot")).split(maxsplit=1)[1])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    log = Path(lines[-1].removeprefix("log      "))
+    assert "Beginning flow run" in log.read_text()
+    assert "nothing to do, committed" not in done.stdout
     assert manifests(store) == before
 
 

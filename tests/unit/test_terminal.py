@@ -129,3 +129,25 @@ def test_all_chatter_goes_to_the_log_file(ending: str, status: int, output: str,
     chatter = log.read_text()
     assert all(each in chatter for each in ("chatter of ours", "chatter of a C library", "chatter of a child"))
     assert ("chatter while Python ends" in chatter) == (ending == "well")
+
+
+INTERRUPTED = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from flows.interruption import interruptible
+from flows.terminal import Screen
+with Screen(Path(sys.argv[1])) as screen, interruptible(screen):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    screen.console.print(child.pid)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+
+
+def test_ctrl_c_is_one_message_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(log)], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 130
+    told = "sppo: stopped; what was committed is kept: the same command continues from there"
+    assert done.stderr == f"{told}\nlog      {log}\n"
+    assert not Path(f"/proc/{int(done.stdout)}").exists()

@@ -1,6 +1,7 @@
 """Training without processes: what is trained on, in which order, at which rate, and the log-probs it rests on."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,7 +283,7 @@ def test_each_rank_is_a_module_with_one_run_json(store: Store, tiny: Recipe, cpu
     assert [one.environment["RANK"] for one in (first, second)] == ["0", "1"]
     assert second.environment["WORLD_SIZE"] == "2"
     assert second.environment["MASTER_PORT"] == "4321"
-    assert first.log.name == "train-aaaaaaaa-rank-0.log"
+    assert first.log.name == f"train-aaaaaaaa-{os.getpid()}-rank-0.log"
 
 
 def test_fewer_prompts_than_one_global_batch_are_refused() -> None:
