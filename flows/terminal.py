@@ -99,13 +99,18 @@ class StageLines(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
         self.console = console
+        self.made: set[str] = set()
         self.committed_already: set[str] = set()
+        """Artifacts that were there before this run."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
+        artifact = message.rpartition(" -> ")[2]
         if "nothing to do, committed" in message:
-            self.committed_already.add(message)
+            if artifact not in self.made:
+                self.committed_already.add(artifact)
             return
+        self.made.add(artifact)
         self.write(message, {logging.INFO: "default", logging.WARNING: "yellow"}.get(record.levelno, "red"))
 
     def write(self, message: str, style: str) -> None:

@@ -59,6 +59,7 @@ def test_our_log_lines_are_shown_as_text_and_what_was_committed_already_is_only_
         logging.getLogger("sppo.store.store").info("rank: 2 prompts of [red]x[/red], 0.1 s -> rank/01234567")
         logging.getLogger("sppo.store.store").info("split: nothing to do, committed -> split/01234567")
         logging.getLogger("sppo.store.store").info("split: nothing to do, committed -> split/01234567")
+        logging.getLogger("sppo.store.store").info("rank: nothing to do, committed -> rank/01234567")
         logging.getLogger("vllm").warning("chatter")
         report(Progress(stage="train", done=0, total=1, unit="", note="starting"))
     shown = screen.getvalue()
@@ -66,7 +67,7 @@ def test_our_log_lines_are_shown_as_text_and_what_was_committed_already_is_only_
     assert "train: starting" in shown
     assert "split" not in shown
     assert "chatter" not in shown
-    assert len(lines.committed_already) == 1
+    assert lines.committed_already == {"split/01234567"}  # rank was made a moment ago
 
 
 def test_on_a_terminal_a_stage_has_a_bar_while_it_runs_and_none_after() -> None:
