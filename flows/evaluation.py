@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
-from sppo.generate import held_out_draw
 
 from flows.preparation import prepare_evaluation
+from sppo.generate import held_out_draw
 from sppo.runs import read_iteration
 from tasks.duel import duel_policies
 from tasks.evaluate import evaluate_policy

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import sppo.generate
-
 import sppo.duel
 import sppo.estimate
 import sppo.evaluate
+import sppo.generate
 import sppo.judges
 import sppo.policy
 import sppo.rank

@@ -58,7 +58,7 @@ def named_file(name: str, folder: Path) -> Path | None:
     """The YAML file of a plain name in a folder, or of a path that ends in .yaml; None if there is none."""
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
-    elif NAME.match(name):
+    elif NAME.fullmatch(name):
         path = folder / f"{name}.yaml"
     else:
         return None  # such as `../x`: a name never leaves its folder

@@ -18,7 +18,7 @@ from sppo.recipe import Recipe
 from sppo.store import Artifact, Store
 from sppo.store.manifest import SHA256, parse_record
 
-RUN_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
+RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 

@@ -1,12 +1,17 @@
 """Fixtures: stores, and small random policies of real architectures with a chat template of their own."""
 
+import atexit
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in these tests may reach for a hub
+os.environ["SPPO_SCRATCH"] = tempfile.mkdtemp(prefix="sppo-tests-")
+atexit.register(shutil.rmtree, os.environ["SPPO_SCRATCH"], ignore_errors=True)
 
 from sppo.hardware import Hardware, load_hardware
 from sppo.recipe import Recipe, load_recipe
@@ -28,6 +33,32 @@ CHAT_TEMPLATE = (
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"), tmp_path / "scratch")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 server on loopback: a mock that keeps S3's rules about conditional writes."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store URL in a new bucket, its credentials in the environment."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"bucket-{abs(hash(tmp_path))}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/runs"
 
 
 @pytest.fixture

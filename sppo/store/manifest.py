@@ -29,7 +29,7 @@ class FileEntry(BaseModel):
     @field_validator("name")
     @classmethod
     def _stays_in_its_folder(cls, name: str) -> str:
-        if not FILE_NAME.match(name):
+        if not FILE_NAME.fullmatch(name):
             raise ValueError(f"file name {name!r}; expected letters, digits, '.', '_' and '-'")
         return name
 

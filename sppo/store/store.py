@@ -83,12 +83,15 @@ class Step:
 
 
 class Store:
-    """Artifacts below one URL: a folder, `file://`, `s3://bucket/prefix`, `memory://`."""
+    """Artifacts below one URL: a folder, `file://`, `s3://bucket/prefix`, `memory://`.
+
+    scratch: a local folder for work in progress, logs and copies of remote objects; $SPPO_SCRATCH or ~/.cache/sppo if none is
+    given."""
 
     def __init__(self, url: str, scratch: Path | None = None) -> None:
         self.url = url
         self.backend: Backend = open_backend(url)
-        self.scratch = scratch or Path.home() / ".cache" / "sppo"
+        self.scratch = scratch or Path(os.environ.get("SPPO_SCRATCH") or Path.home() / ".cache" / "sppo")
 
     def check_writable(self) -> None:
         """Write, read back and delete a small record. Raises StoreError naming the store, before any work starts."""
@@ -123,7 +126,7 @@ class Store:
 
     def open(self, reference: str) -> Artifact:
         """The artifact of `stage/fingerprint`. Raises StoreError if it is not there."""
-        if not REFERENCE.match(reference):
+        if not REFERENCE.fullmatch(reference):
             raise StoreError(f"artifact reference {reference!r}; expected stage/ and 64 hex digits")
         stage, fingerprint = reference.split("/")
         artifact = self.find(stage, fingerprint)

@@ -141,7 +141,7 @@ def test_a_runs_recipe_is_resolved_once_and_read_back_ever_after(tiny: Recipe, s
 
 
 def test_a_run_that_was_started_with_other_values_is_refused(tiny: Recipe, store: Store) -> None:
-    start(store, "demo", tiny, lambda recipe: recipe)
+    start(store, "demo", overridden(tiny, ("training.eta=4",)), lambda recipe: recipe)
     with pytest.raises(RunError, match=r"training\.eta 4\.0, now 8\.0; choose another run name"):
         start(store, "demo", overridden(tiny, ("training.eta=8",)), lambda recipe: recipe)
 

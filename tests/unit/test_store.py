@@ -1,7 +1,6 @@
 """One contract over every kind of store: found by fingerprint, committed whole, never believed unverified."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,32 +12,13 @@ from sppo.store import Identity, Outcome, Step, Store, Workspace
 MEMORY = iter(range(1000))
 
 
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture(params=["folder", "memory", "s3"])
-def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "folder":
         return Store(str(tmp_path / "store"), tmp_path / "scratch")
     if request.param == "memory":
         return Store(f"memory://test-{next(MEMORY)}", tmp_path / "scratch")
-    import boto3
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_server"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = f"bucket-{next(MEMORY)}"
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    return Store(f"s3://{bucket}/runs", tmp_path / "scratch")
+    return Store(request.getfixturevalue("s3_url"), tmp_path / "scratch")
 
 
 def _step(text: str = "hello", recipe: dict[str, object] | None = None, calls: list[str] | None = None) -> Step:

@@ -182,9 +182,9 @@ def test_two_ranks_under_zero3_train_the_weights_of_one_rank_without_zero(
     lines = metrics_of(alone)
     # 22 prompts in batches of 8: 3 steps an epoch, 4 epochs; the last batch of an epoch has 6 prompts, 12 responses
     assert [line["responses"] for line in lines] == [16, 16, 12] * 4
-    # at the start log pi_theta = log pi_t: ((0.9 - 0.5)^2 + (0.2 - 0.5)^2) / 2 = 0.125, times eta^2 = 16 is 2
+    # at the start log pi_theta = log pi_t: ((0.9 - 0.5)^2 + (0.2 - 0.5)^2) / 2 = 0.125, times eta^2 = 100 is 12.5
     assert lines[0]["loss"] == pytest.approx(0.125, rel=1e-5)
-    assert lines[0]["loss_on_papers_scale"] == pytest.approx(2.0, rel=1e-5)
+    assert lines[0]["loss_on_papers_scale"] == pytest.approx(12.5, rel=1e-5)
     for mine, theirs in zip(lines, metrics_of(undisturbed), strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert mine["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)
