@@ -59,11 +59,11 @@ def main() -> None:
     """Measure and print."""
     options = read_options()
     texts = read_prompts(options.prompts)
-    texts = texts[:: max(1, len(texts) // 130)] if options.quick else texts
+    texts = texts[:: max(1, len(texts) // 64)] if options.quick else texts
     os.environ.update(thread_environment(options.threads) | {"OMP_WAIT_POLICY": "PASSIVE", "VLLM_LOGGING_LEVEL": "ERROR"})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prompts = make_policy(folder / "policy", texts)
+        prompts, millions = make_policy(folder / "policy", texts, options.width, options.layers)
         settings = EngineSettings(
             engine="vllm",
             device="cpu",
@@ -79,16 +79,18 @@ def main() -> None:
         for number in range(options.rounds + 1):
             for side in sides if number else sides[:3]:  # round 0 warms up
                 take_turn(side, number)
-        report(sides, prompts, options)
+        report(sides, prompts, options, millions)
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about 130 of the prompts, and 2 rounds")
+    parser.add_argument("--quick", action="store_true", help="about 64 of the prompts, and 2 rounds")
     parser.add_argument("--prompts", type=Path, help="Parquet file with a column `instruction`; without it, prompts are made")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--answer-tokens", type=int, default=64, help="at most")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--width", type=int, default=512, help="of the policy; below 512 the engine's own overhead shows most")
+    parser.add_argument("--layers", type=int, default=6)
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 3)
     return options
@@ -103,8 +105,8 @@ def read_prompts(path: Path | None) -> list[str]:
     return [" ".join(draw.choices(words, k=min(120, 5 + int(draw.expovariate(1 / 25))))) for _ in range(640)]
 
 
-def make_policy(folder: Path, texts: list[str]) -> list[Prompt]:
-    """A random Llama of 3 M parameters whose tokenizer was trained on the prompts, and the prompts rendered for it."""
+def make_policy(folder: Path, texts: list[str], width: int, layers: int) -> tuple[list[Prompt], float]:
+    """A random Llama whose tokenizer was trained on the prompts, and the prompts rendered for it; its parameters in millions."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -125,11 +127,11 @@ def make_policy(folder: Path, texts: list[str]) -> list[Prompt]:
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        num_key_value_heads=3,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=0,
@@ -143,7 +145,7 @@ def make_policy(folder: Path, texts: list[str]) -> list[Prompt]:
         turns = [{"role": "user", "content": text}]
         token_ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
         prompts.append(Prompt(f"{number:05d}", turns, list(token_ids)[:1024]))
-    return prompts
+    return prompts, model.num_parameters() / 1e6
 
 
 def make_sides(folder: Path, prompts: list[Prompt], settings: EngineSettings, max_tokens: int) -> list[Side]:
@@ -238,7 +240,7 @@ def take_turn(side: Side, number: int) -> None:
         side.cpu.append(side.tokens / (time.process_time() - cpu))
 
 
-def report(sides: list[Side], prompts: list[Prompt], options: argparse.Namespace) -> None:
+def report(sides: list[Side], prompts: list[Prompt], options: argparse.Namespace, millions: float) -> None:
     """The table and the JSON line, from the best round of each side: what else runs on a machine only ever slows a round."""
     lengths = [len(prompt.token_ids) for prompt in prompts]
     source = options.prompts.name if options.prompts else "made"
@@ -247,7 +249,7 @@ def report(sides: list[Side], prompts: list[Prompt], options: argparse.Namespace
     print(
         f"generation: {len(prompts)} prompts ({source}; {mean:.0f} tokens on average, {max(lengths)} at most), K = {K}, "
         f"answers of {answers:.0f} tokens on average, {options.answer_tokens} at most;\n"
-        f"random Llama of 3 M parameters, vLLM on CPU, fp32, {options.threads} thread(s); {options.rounds} rounds, "
+        f"random Llama of {millions:.0f} M parameters, vLLM on CPU, fp32, {options.threads} thread(s); {options.rounds} rounds, "
         "sides in turn, prefix cache emptied before each, loading not counted; the best round of each side"
     )
     print(f"\n{'side':56} {'tokens/s':>10} {'tokens/CPU-s':>13} {'ours / it':>10} {'by CPU':>8}")
