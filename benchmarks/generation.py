@@ -106,7 +106,7 @@ def read_prompts(path: Path | None) -> list[str]:
 
 
 def make_policy(folder: Path, texts: list[str], width: int, layers: int) -> tuple[list[Prompt], float]:
-    """A random Llama whose tokenizer was trained on the prompts, and the prompts rendered for it; its parameters in millions."""
+    """A random Llama whose tokenizer was trained on the prompts, the prompts rendered for it, its size in millions."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -249,8 +249,8 @@ def report(sides: list[Side], prompts: list[Prompt], options: argparse.Namespace
     print(
         f"generation: {len(prompts)} prompts ({source}; {mean:.0f} tokens on average, {max(lengths)} at most), K = {K}, "
         f"answers of {answers:.0f} tokens on average, {options.answer_tokens} at most;\n"
-        f"random Llama of {millions:.0f} M parameters, vLLM on CPU, fp32, {options.threads} thread(s); {options.rounds} rounds, "
-        "sides in turn, prefix cache emptied before each, loading not counted; the best round of each side"
+        f"random Llama of {millions:.0f} M parameters, vLLM on CPU, fp32, {options.threads} thread(s); "
+        f"{options.rounds} rounds, sides in turn, cache emptied before each, loading not counted; the best round of each side"
     )
     print(f"\n{'side':56} {'tokens/s':>10} {'tokens/CPU-s':>13} {'ours / it':>10} {'by CPU':>8}")
     ratios = []
