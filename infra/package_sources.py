@@ -1,9 +1,10 @@
-"""Hand pip's package sources on to uv: prints one shell assignment, SPPO_UV_SOURCES, for the Makefile.
+"""Hand pip's package sources on to uv: prints shell assignments for the Makefile, SPPO_UV_SOURCES and perhaps SSL_CERT_FILE.
 
 uv reads none of pip's settings. A machine that keeps its own wheels or indexes has them in pip's configuration or environment;
 one that names none gets torch's CPU build from PyTorch's own index, which uv knows by the name `cpu`.
 """
 
+import os
 import shlex
 import subprocess
 import sys
@@ -36,4 +37,7 @@ def uv_options(settings: dict[str, list[str]], extra: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"SPPO_UV_SOURCES={shlex.quote(' '.join(uv_options(pip_settings(), sys.argv[1])))}\n")
+    found = pip_settings()
+    sys.stdout.write(f"SPPO_UV_SOURCES={shlex.quote(' '.join(uv_options(found, sys.argv[1])))}\n")
+    if found.get("cert") and "SSL_CERT_FILE" not in os.environ:  # a machine behind a certificate authority of its own
+        sys.stdout.write(f"export SSL_CERT_FILE={shlex.quote(found['cert'][0])}\n")
