@@ -1,6 +1,9 @@
 """The end of a run on the terminal: the table, the plot, answers side by side, and what to type next."""
 
+import os
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,7 +80,13 @@ def next_commands(report: RunReport, store: Store, recipe: str, hardware: str, o
         ["recipe", "show", recipe],
         ["run", recipe, *at, "--hardware", hardware, "--run", other, *changed],
     ]
-    return [shlex.join(["sppo", *command]) for command in commands]
+    return [shlex.join([_program(), *command]) for command in commands]
+
+
+def _program() -> str:
+    """`sppo`, or the path it was started by where the shell would not find it: `make demo` activates no environment."""
+    started = Path(sys.argv[0])
+    return os.path.relpath(started) if started.name == "sppo" and shutil.which("sppo") is None else "sppo"
 
 
 def write_plot_to_store(report: RunReport, store: Store) -> Path:
