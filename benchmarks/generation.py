@@ -214,20 +214,12 @@ def run_stage(store: Store, engine: VllmEngine, prompts: list[Prompt], number: i
         seed=number,
         label=1,
     )
-    run = GenerateRun(
-        store=store.url,
-        scratch=store.scratch,
-        policy=f"policy/{'0' * 64}",
-        settings=engine.settings,
-        draws=(task,),
-        progress=store.scratch / "progress.json",
-        result=store.scratch / "result.json",
-    )
+    run = GenerateRun(policy=f"policy/{'0' * 64}", settings=engine.settings, draws=(task,))
     from sppo.policy import load_tokenizer
 
     with store.workspace("generate", task.fingerprint) as workspace:
         writer = ChunkWriter(run, [workspace], load_tokenizer(store.scratch.parent / "policy"))
-        tokens, _ = answer_all(engine, writer, ProgressFile(run.progress), len(prompts))
+        tokens, _ = answer_all(engine, writer, ProgressFile(store.scratch / "progress.json"), len(prompts))
     return tokens
 
 

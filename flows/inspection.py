@@ -1,24 +1,25 @@
-"""What the commands show that start nothing: recipes, hardware, how far a run is, whether it is still intact."""
+"""What the commands show that start nothing: recipes, hardware, an artifact's lineage, whether a run is still intact."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
-from flows.preparation import HARDWARE, RECIPES
-from sppo.hardware import Hardware, load_hardware
+from flows.preparation import RECIPES
+from sppo.difference import flattened, recipe_differences
+from sppo.hardware import Hardware
+from sppo.lineage import Origin, outside_sources, recipe_values
 from sppo.recipe import Recipe, load_recipe, recipe_names
-from sppo.runs import check_run_name, flattened, read_recipe, recipe_differences
+from sppo.runs import check_run_name
 from sppo.stages import STAGES, plan_fingerprints
 from sppo.store import Store
+from sppo.store.speed import StoreSpeed
 from sppo.verify import Verified, verify_run
 
-if TYPE_CHECKING:
-    from flows.survey import IterationState
-
 SHOWN_DIGITS = 12
+SHOWN_COUNTS = 3
 
 
 def recipe_list() -> RenderableType:
@@ -32,7 +33,7 @@ def recipe_list() -> RenderableType:
     return table
 
 
-def recipe_values(recipe: Recipe) -> RenderableType:
+def recipe_table(recipe: Recipe) -> RenderableType:
     """Every value of a recipe, grouped as in its file."""
     table = _table("", "value")
     for group, value in recipe.model_dump(mode="json").items():
@@ -80,35 +81,59 @@ def hardware_values(hardware: Hardware) -> RenderableType:
     return _titled(f"hardware {hardware.name}: where it runs; changes no result and no fingerprint", table)
 
 
-def run_states(store: Store, run: str) -> tuple[Recipe, list["IterationState"]]:
-    """How far a run is. Raises RunError if no such run was started."""
-    from flows.survey import survey
+def lineage_tree(origin: Origin, with_recipe: bool = False) -> RenderableType:
+    """An artifact and all that it was made from; what several were made from is shown once."""
+    tree = Tree(_origin_words("", origin, with_recipe), guide_style="dim")
+    _grow(tree, origin, {origin.reference}, with_recipe)
+    return tree
 
-    recipe = read_recipe(store, check_run_name(run))
-    return recipe, survey(store.url, recipe, load_hardware("cpu", HARDWARE))
 
-
-def state_table(recipe: Recipe, state: "IterationState") -> RenderableType:
-    """An iteration's stages."""
-    table = _table("stage", "fingerprint", "state", "seconds")
-    seen: set[str] = set()
-    for stage in state.stages:
-        if stage.fingerprint in seen:
+def _grow(tree: Tree, origin: Origin, shown: set[str], with_recipe: bool) -> None:
+    for role, source in origin.made_from.items():
+        if source.reference in shown and not source.outside:
+            tree.add(Text.assemble((f"{role} ", "dim"), _short(source.reference), (" (shown above)", "dim")))
             continue
-        seen.add(stage.fingerprint)
-        waiting = f"{stage.parts} parts done" if stage.parts else "not begun"
-        said = Text("committed", "green") if stage.committed else Text(waiting, "yellow")
-        table.add_row(stage.stage, stage.fingerprint[:SHOWN_DIGITS], said, f"{stage.seconds:.1f}" if stage.committed else "")
-    return _titled(f"iteration {state.iteration} of {recipe.iterations}", table)
+        shown.add(source.reference)
+        _grow(tree.add(_origin_words(role, source, with_recipe)), source, shown, with_recipe)
+    if origin.manifest is not None:
+        for path, words in outside_sources(origin.manifest).items():
+            tree.add(Text.assemble((f"{path} ", "dim"), words))
 
 
-def show_status(console: Console, store: Store, run: str) -> None:
-    """Each iteration begun, stage by stage."""
-    recipe, states = run_states(store, run)
-    for state in states:
-        console.print(state_table(recipe, state))
-    finished = sum(state.finished for state in states)
-    console.print(Text(f"run {run}, recipe {recipe.name}: {finished} of {recipe.iterations} iterations finished"))
+def _origin_words(role: str, origin: Origin, with_recipe: bool) -> Text:
+    head = Text.assemble((f"{role} " if role else "", "dim"), (_short(origin.reference), "bold"))
+    if origin.outside:
+        return head
+    manifest = origin.manifest
+    if manifest is None:
+        return Text.assemble(head, ("  not in the store any more", "red"))
+    counts = "".join(f", {count} {name}" for name, count in list(manifest.counts.items())[:SHOWN_COUNTS])
+    said = f"  {manifest.created[:19].replace('T', ' ')} UTC, {manifest.seconds:.1f} s, sppo {manifest.code_version}{counts}"
+    values = [f"\n  {path} = {value}" for path, value in recipe_values(manifest).items()] if with_recipe else []
+    return Text.assemble(head, said, ("".join(values), "dim"))
+
+
+def _short(reference: str) -> str:
+    stage, slash, fingerprint = reference.partition("/")
+    return f"{stage}{slash}{fingerprint[:SHOWN_DIGITS]}"
+
+
+def speed_table(url: str, speed: StoreSpeed) -> RenderableType:
+    """What a store was measured at."""
+    load = speed.load
+    small = f"{load.small_files} files of {load.small_bytes / 1e3:.0f} kB"
+    table = _table("", "rate", "of")
+    for name, rate, of in (
+        ("large file up", f"{speed.large_put_mb_s:.0f} MB/s", f"{load.large_bytes / 1e6:.0f} MB"),
+        ("large file down", f"{speed.large_get_mb_s:.0f} MB/s", f"{load.large_bytes / 1e6:.0f} MB"),
+        ("small files up", f"{speed.small_put_files_s:.0f} files/s", small),
+        ("small files down", f"{speed.small_get_files_s:.0f} files/s", small),
+        ("records created", f"{speed.creates_s:.0f} /s", f"{load.records}, one after the other"),
+        ("objects looked up", f"{speed.lookups_s:.0f} /s", f"{load.lookups}, many at a time"),
+        ("opened, checked", f"{speed.preflight_s:.2f} s", "that it is writable and creates once"),
+    ):
+        table.add_row(name, rate, of)
+    return _titled(f"store {url}: every byte hashed on the way", table)
 
 
 def show_verified(console: Console, store: Store, run: str) -> bool:
@@ -117,7 +142,7 @@ def show_verified(console: Console, store: Store, run: str) -> bool:
     table = _table("artifact", "files", "bytes", "state")
     for each in verified:
         said = Text("as committed", "green") if not each.problem else Text(each.problem, "red")
-        table.add_row(each.reference[: each.reference.index("/") + 1 + SHOWN_DIGITS], str(each.files), str(each.size), said)
+        table.add_row(_short(each.reference), str(each.files), str(each.size), said)
     console.print(_titled(f"run {run}: every byte read and hashed again", table))
     bad = _bad(verified)
     console.print(Text(f"{len(verified)} artifacts, {len(bad)} damaged"))

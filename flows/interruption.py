@@ -1,17 +1,26 @@
 """Ctrl-C: one message, no process left behind, at once."""
 
+import contextvars
+import logging
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from uuid import UUID
 
 import psutil  # type: ignore[import-untyped]
 
 from flows.terminal import Screen
 
+log = logging.getLogger(__name__)
+
 GRACE_S = 5.0
 """Between SIGTERM and SIGKILL."""
+TELL_S = 5.0
+"""At most, to tell the server."""
 
 
 @contextmanager
@@ -24,7 +33,8 @@ def interruptible(screen: Screen) -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_children()
-        screen.say_why("stopped; what was committed is kept: the same command continues from there")
+        tell_server()
+        screen.say_why("stopped; what was committed is kept: the same command, or `sppo resume`, continues from there")
         os._exit(128 + signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, leave)
@@ -32,6 +42,34 @@ def interruptible(screen: Screen) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def tell_server() -> None:
+    """Cancel this process's flow run on a configured server: it would take the run for alive for minutes, and whatever works
+    for the run elsewhere would go on."""
+    if "prefect" not in sys.modules:
+        return
+    # in a thread: a server that does not answer, or a lock that the interrupted code holds, must not keep the person waiting
+    teller = threading.Thread(target=contextvars.copy_context().run, args=(_cancel_flow_run,), daemon=True)
+    teller.start()
+    teller.join(TELL_S)
+
+
+def _cancel_flow_run() -> None:
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.runtime import flow_run
+    from prefect.settings import get_current_settings
+    from prefect.states import Cancelled
+
+    if get_current_settings().api.url is None or flow_run.id is None:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            root = UUID(flow_run.root_flow_run_id)
+            client.set_flow_run_state(root, Cancelled(message="stopped at the terminal"), force=True)
+    except httpx.HTTPError as problem:
+        log.warning("the Prefect server was not told that the run was stopped: %s", problem)
 
 
 def end_children() -> None:

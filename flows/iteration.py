@@ -1,11 +1,13 @@
 """One iteration of Algorithm 1 (arXiv:2405.00675)."""
 
 import logging
-from collections.abc import Sequence
 
 from prefect import flow
 
+from flows.events import announce_iteration
+from flows.parameters import Ahead, Chain, HardwareName, Iteration, Overrides, RecipeName, RunName, StoreUrl, remember
 from flows.preparation import prepare
+from flows.watch import cancel_what_works_for, watched_run
 from sppo.generate import Draw, held_out_draw, training_draw
 from sppo.recipe import Recipe
 from sppo.runs import IterationIndex, check_reached, policy_before, samples_before, write_iteration
@@ -18,26 +20,36 @@ from tasks.judge import fitted_judge
 from tasks.policy import base_policy
 from tasks.rank import rank_responses
 from tasks.sample import sample_answers
+from tasks.showing import show_iteration, tag_run
 from tasks.split import split_prompts
 from tasks.train import train_policy
 
 log = logging.getLogger(__name__)
 
 
-@flow(name="sppo-iteration", flow_run_name="{run} · iteration {iteration}", persist_result=False)
+@flow(
+    name="sppo-iteration",
+    flow_run_name="{run} · iteration {iteration}",
+    persist_result=False,
+    on_cancellation=[cancel_what_works_for],
+)
+@watched_run()
 def sppo_iteration(
-    recipe: str,
-    hardware: str,
-    run: str,
-    iteration: int,
-    store: str,
-    ahead: bool = False,
-    overrides: Sequence[str] = (),
+    recipe: RecipeName,
+    hardware: HardwareName,
+    run: RunName,
+    iteration: Iteration,
+    store: StoreUrl,
+    ahead: Ahead = False,
+    chain: Chain = False,
+    overrides: Overrides = (),
 ) -> IterationIndex:
     """Iteration t: from pi_(t-1), the sampler and the reference, to pi_t, and how often pi_t wins on held-out prompts.
 
     With `ahead`, the engine load that draws pi_t's held-out answers also draws its responses for iteration t + 1."""
+    tag_run(run)
     setup = prepare(recipe, hardware, run, store, iteration, overrides)
+    remember(setup, hardware, iteration)
     check_reached(setup.store, run, iteration)
 
     making_base = base_policy.submit(setup)  # beside the judge: each takes one core in the tiny world
@@ -61,7 +73,10 @@ def sppo_iteration(
 
     stages = {"policy": policy, "judge": judge, "split": prompts, "generate": responses, "rank": ranked}
     stages |= {"estimate": targets, "train": trained, "evaluate": evaluated}
-    return write_iteration(setup, iteration, stages, samples, duels)
+    index = write_iteration(setup, iteration, stages, samples, duels)
+    show_iteration(setup.store, index)
+    announce_iteration(setup, iteration, evaluated, recipe, hardware, store, overrides, chain)
+    return index
 
 
 def draws_ahead(recipe: Recipe, prompts: Artifact, iteration: int, ahead: bool) -> list[Draw]:

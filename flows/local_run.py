@@ -5,34 +5,62 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from rich.text import Text
 
 from flows.interruption import interruptible
-from flows.preparation import prepare, prepare_evaluation
+from flows.preparation import THE_RUNS_OWN, opened_store, prepare, prepare_evaluation
 from flows.presentation import next_commands, present, write_plot_to_store
 from flows.server import prefect_server
 from flows.terminal import Screen, StageLines, watched
-from sppo.runs import Setup
+from sppo.errors import RunError
+from sppo.runs import Setup, find_last_start, read_recipe
 from sppo.store import Store
 
 log = logging.getLogger(__name__)
 
 
-def run_here(recipe: str, hardware: str, run: str, store: str, iterations: int | None, overrides: Sequence[str]) -> None:
+def run_here(
+    recipe: str,
+    hardware: str,
+    run: str,
+    store: str,
+    iterations: int | None,
+    overrides: Sequence[str] = (),
+    start: Literal["base", "published"] = "base",
+) -> None:
     """The flow sppo-run, then its table, plot, answers and the next commands."""
     started = time.monotonic()
-    setup = prepare(recipe, hardware, run, store, iterations, overrides)
+    setup = prepare(recipe, hardware, run, store, iterations, overrides, start)
     with Screen(log_path(setup.store, run)) as screen:
         last = iterations or setup.recipe.iterations
         _announce(screen, setup, f"{last} iteration{'s' * (last > 1)} of recipe {setup.recipe.name}")
         with interruptible(screen), watched(screen.console) as lines, _prefect() as start_s:
             from flows.run import sppo_run
 
-            report = sppo_run(recipe, hardware, run, store, iterations, tuple(overrides))
+            report = sppo_run(recipe, hardware, run, store, iterations, start, tuple(overrides))
         plot = write_plot_to_store(report, setup.store)
-        present(screen.console, report, plot, next_commands(report, setup.store, recipe, hardware, overrides))
+        commands = next_commands(report, setup.store, recipe or setup.recipe.name, hardware, overrides)
+        # a recipe's name alone does not say with which values the run was started
+        present(screen.console, report, plot, commands if recipe else commands[:2])
         _say_goodbye(screen, lines, time.monotonic() - started, start_s)
+
+
+def resume_here(run: str, store: str, hardware: str | None, iterations: int | None) -> None:
+    """The flow sppo-run again, as it was last started but for what is given.
+
+    Raises RunError if no such run was started, nobody knows on which hardware, or someone is at it."""
+    opened = opened_store(store)
+    read_recipe(opened, run)
+    last = find_last_start(opened, run)
+    known = hardware or (last.hardware if last else None)
+    if known is None:
+        raise RunError(f"run {run} does not say on which hardware it was started; give one, such as --hardware cpu")
+    from flows.resumption import check_nobody_is_at_it
+
+    check_nobody_is_at_it(run)
+    run_here(THE_RUNS_OWN, known, run, store, iterations or (last.iterations if last else None))
 
 
 def evaluate_here(run: str, hardware: str, store: str, iteration: int | None, overrides: Sequence[str]) -> None:

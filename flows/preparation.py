@@ -1,45 +1,75 @@
 """Everything that can be wrong before the first task: recipe, hardware, run name, iteration, store, devices."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import sppo.resolve
+import sppo.runs
+from sppo.difference import recipe_differences
 from sppo.errors import HardwareError, RunError, StoreError
 from sppo.hardware import Hardware, load_hardware
+from sppo.launch import HERE, Launcher
+from sppo.publication import from_published, with_policy
 from sppo.recipe import Recipe, load_recipe, overridden
-from sppo.runs import (
-    Setup,
-    check_run_name,
-    finished_iterations,
-    read_iteration,
-    read_recipe,
-    recipe_differences,
-    start,
-)
+from sppo.runs import Setup, check_run_name, find_recipe, finished_iterations, read_iteration, read_recipe
+from sppo.store import Store
 from tasks.reporting import WatchedStore
 
-DEPLOYMENTS = Path(__file__).resolve().parents[1] / "deployments"
+DEPLOYMENTS = Path(os.environ.get("SPPO_DEPLOYMENTS") or Path(__file__).resolve().parents[1] / "deployments")
+"""Recipes and hardware files: the project's, or a folder of one's own with the same two below it."""
 RECIPES = DEPLOYMENTS / "recipes"
 HARDWARE = DEPLOYMENTS / "hardware"
 LOGGERS = ("sppo", "flows", "tasks")
+THE_RUNS_OWN = ""
+"""In place of a recipe's name: the recipe that the run was started with."""
+
+log = logging.getLogger(__name__)
 
 
 def prepare(
-    recipe: str, hardware: str, run: str, store: str, iteration: int | None = None, overrides: Sequence[str] = ()
+    recipe: str,
+    hardware: str,
+    run: str,
+    store: str,
+    iteration: int | None = None,
+    overrides: Sequence[str] = (),
+    start: Literal["base", "published"] = "base",
 ) -> Setup:
     """The setup of a run, started now or continued. `iteration` is the last one wanted; None is the recipe's last.
 
-    Raises SppoError for the first thing that is wrong, before any model loads."""
+    recipe: a name, a path, or THE_RUNS_OWN. With `start` published, pi_0 is the policy last published under the recipe's name
+    as the run starts. Raises SppoError for the first thing that is wrong, before any model loads."""
     tell_stages()
     check_run_name(run)
-    asked = load_recipe(recipe, RECIPES, tuple(overrides))
+    opened = opened_store(store)
+    asked = load_recipe(recipe, RECIPES, tuple(overrides)) if recipe else _the_runs_own(opened, run, overrides)
     if iteration is not None:
         asked.check_iteration(iteration)
     machine = checked_hardware(hardware, asked)
-    opened = opened_store(store)
     opened.check_writable()
-    return Setup(run, start(opened, run, asked, sppo.resolve.resolve), machine, opened)
+    if start == "published":
+        asked = _from_published(opened, run, asked)
+    resolved = sppo.runs.start(opened, run, asked, lambda open_recipe: sppo.resolve.resolve(open_recipe, opened))
+    return Setup(run=run, recipe=resolved, hardware=machine, store=opened, launch=launcher(machine, run, store))
+
+
+def _the_runs_own(store: Store, run: str, overrides: Sequence[str]) -> Recipe:
+    if overrides:
+        raise RunError(f"run {run} goes on with its own recipe, so {', '.join(overrides)} cannot change it; branch it instead")
+    return read_recipe(store, run)
+
+
+def _from_published(store: Store, run: str, recipe: Recipe) -> Recipe:
+    started = find_recipe(store, run)
+    if started is not None:  # a run that is continued keeps its pi_0, whatever was published since
+        return with_policy(recipe, started.policy.source)
+    published = from_published(store, recipe)
+    if published is None:
+        log.warning("run %s: no policy is published as %s yet, so it starts from the recipe's own", run, recipe.name)
+    return published or recipe
 
 
 def prepare_evaluation(
@@ -60,7 +90,8 @@ def prepare_evaluation(
         started.check_iteration(iteration)
     last = read_iteration(opened, run, iteration or max(1, len(finished_iterations(opened, run)))).iteration
     opened.check_writable()
-    setup = Setup(run, changed, checked_hardware(hardware, started), opened)
+    machine = checked_hardware(hardware, started)
+    setup = Setup(run=run, recipe=changed, hardware=machine, store=opened, launch=launcher(machine, run, store))
     return setup, [last] if iteration else list(range(1, last + 1))
 
 
@@ -72,17 +103,31 @@ def tell_stages() -> None:
 
 
 def opened_store(url: str) -> WatchedStore:
-    """The store of a run. Raises StoreError for a URL that is empty, as an unset variable leaves it."""
+    """The store of a run: a URL, or `block/NAME` of a Prefect block. Raises StoreError for one that is empty, as an unset
+    variable leaves it."""
     if not url.strip():
         raise StoreError("the store is empty; expected a folder, file:// or s3://bucket/prefix, such as --store ./store")
+    if url.startswith("block/"):
+        from flows.blocks import unlocked
+
+        url = unlocked(url)
     return WatchedStore(url)
 
 
+def launcher(hardware: Hardware, run: str, store: str) -> Launcher:
+    """Who starts the heavy stages' processes: this process, or workers of the hardware file's pool."""
+    if hardware.pool is None:
+        return HERE
+    from flows.pool import PoolLauncher
+
+    return PoolLauncher(hardware.pool, run, store)
+
+
 def checked_hardware(name: str, recipe: Recipe) -> Hardware:
-    """A hardware file that fits the recipe and this machine. Raises HardwareError."""
+    """A hardware file that fits the recipe, and this machine where no pool's workers do the work. Raises HardwareError."""
     hardware = load_hardware(name, HARDWARE)
     hardware.accumulation_steps(recipe.training.global_batch)
-    if hardware.device == "cuda":
+    if hardware.device == "cuda" and hardware.pool is None:
         import torch
 
         wanted = max(hardware.generate.processes * hardware.generate.tensor_parallel, hardware.train.processes)

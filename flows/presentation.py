@@ -80,10 +80,10 @@ def next_commands(report: RunReport, store: Store, recipe: str, hardware: str, o
         ["recipe", "show", recipe],
         ["run", recipe, *at, "--hardware", hardware, "--run", other, *changed],
     ]
-    return [shlex.join([_program(), *command]) for command in commands]
+    return [shlex.join([program(), *command]) for command in commands]
 
 
-def _program() -> str:
+def program() -> str:
     """`sppo`, or the path it was started by where the shell would not find it: `make demo` activates no environment."""
     started = Path(sys.argv[0])
     return os.path.relpath(started) if started.name == "sppo" and shutil.which("sppo") is None else "sppo"

@@ -1,22 +1,47 @@
 """Algorithm 1, all iterations (arXiv:2405.00675)."""
 
-from collections.abc import Sequence
-
 from prefect import flow
 
 from flows.iteration import sppo_iteration
-from flows.preparation import prepare
+from flows.parameters import (
+    DatedRunName,
+    HardwareName,
+    LastIteration,
+    Overrides,
+    RecipeName,
+    Start,
+    StoreUrl,
+    dated,
+    dated_run_name,
+    remember,
+)
+from flows.preparation import THE_RUNS_OWN, prepare
+from flows.watch import cancel_what_works_for, watched_run
 from sppo.report import RunReport
+from sppo.runs import shared_iterations
 from tasks.report import report_run
+from tasks.showing import tag_run
 
 
-@flow(name="sppo-run", flow_run_name="{run}", persist_result=False)
+@flow(name="sppo-run", flow_run_name=dated_run_name, persist_result=False, on_cancellation=[cancel_what_works_for])
+@watched_run()
 def sppo_run(
-    recipe: str, hardware: str, run: str, store: str, iterations: int | None = None, overrides: Sequence[str] = ()
+    recipe: RecipeName,
+    hardware: HardwareName,
+    run: DatedRunName,
+    store: StoreUrl,
+    iterations: LastIteration = None,
+    start: Start = "base",
+    overrides: Overrides = (),
 ) -> RunReport:
-    """Iterations 1 to `iterations` (the recipe's, if none are named), then the table of all of them."""
-    setup = prepare(recipe, hardware, run, store, iterations, overrides)
+    """Iterations 1 to `iterations` (the recipe's, if none are named), then the table of all of them.
+
+    Those that a run shares with the one it branched from are done."""
+    run = dated(run)
+    tag_run(run)
+    setup = prepare(recipe, hardware, run, store, iterations, overrides, start)
+    remember(setup, hardware, iterations)
     last = iterations or setup.recipe.iterations
-    for iteration in range(1, last + 1):
-        sppo_iteration(recipe, hardware, run, iteration, store, iteration < last, overrides)
+    for iteration in range(shared_iterations(setup.store, run) + 1, last + 1):
+        sppo_iteration(THE_RUNS_OWN, hardware, run, iteration, store, iteration < last)
     return report_run(setup)

@@ -11,6 +11,13 @@ EVERYWHERE = {
     "PREFECT_LOGGING_COLORS": "false",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "sppo,flows,tasks",
 }
+RECORDER = {
+    # One write a task event, as shipped, locks SQLite against the flow itself: 40 tasks that do nothing took 6 to 8 s, so 1.6.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "2",
+}
+"""Of a server on SQLite."""
 TEMPORARY = {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 is too few on busy cores
@@ -18,10 +25,7 @@ TEMPORARY = {
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
-    # One write a task event, as shipped, locks SQLite against the flow itself: 40 tasks that do nothing took 6 to 8 s, so 1.6.
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "2",
+    **RECORDER,
 }
 
 

@@ -1,7 +1,9 @@
-"""How far a run is: Algorithm 1 walked through with a store that looks and never builds."""
+"""How far a run is: what its index names looked up, and Algorithm 1 walked on from there with a store that never builds."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import sppo.duel
 import sppo.estimate
@@ -12,10 +14,21 @@ import sppo.policy
 import sppo.rank
 import sppo.split
 import sppo.train
+from sppo.errors import JudgeError, PolicyError, PromptError, SppoError
+from sppo.fingerprint import canonical_json
+from sppo.generate import CHUNK
 from sppo.hardware import Hardware
+from sppo.launch.work import WorkRecord, all_work
 from sppo.progress import Report, silent
-from sppo.recipe import Recipe
-from sppo.store import Artifact, Identity, Outcome, Store, Workspace
+from sppo.recipe import Judge, Recipe, StoredModel, WorldRuleJudge
+from sppo.runs import IterationIndex
+from sppo.stages import STAGES, recipe_part
+from sppo.store import Artifact, Identity, Manifest, Outcome, Step, Store, Workspace
+from sppo.store.manifest import parse_record
+from sppo.train.checkpoints import NAME, step_of
+from sppo.train.schedule import schedule_of
+
+ORDER = list(STAGES)
 
 
 @dataclass(frozen=True)
@@ -25,9 +38,14 @@ class StageState:
     stage: str
     fingerprint: str
     committed: bool
-    parts: int
-    """Chunks or checkpoints committed so far; of a committed stage, its content files."""
-    seconds: float
+    seconds: float = 0.0
+    """Wall time of the attempt that committed."""
+    device_seconds: float = 0.0
+    done: int = 0
+    """Of `total`: chunks, or steps of training, committed while the artifact is not."""
+    total: int | None = None
+    work: tuple[WorkRecord, ...] = ()
+    """Who is at it, or failed at it; only while it is not committed."""
 
 
 @dataclass
@@ -36,10 +54,16 @@ class IterationState:
 
     iteration: int
     stages: list[StageState] = field(default_factory=list)
+    problem: str = ""
+    """Why it could not be looked at any further from here, such as a policy's folder that only the workers have."""
 
     @property
     def finished(self) -> bool:
-        return bool(self.stages) and self.stages[-1].stage == "evaluate" and self.stages[-1].committed
+        return any(state.stage == "evaluate" for state in self.stages) and not self.missing
+
+    @property
+    def missing(self) -> list[StageState]:
+        return [state for state in self.stages if not state.committed]
 
 
 class _MissingStageError(Exception):
@@ -50,6 +74,8 @@ class _LookingStore(Store):
     """A store in which every build is a look."""
 
     stages: list[StageState]
+    totals: dict[str, int]
+    """Chunks or steps of a stage, once what they follow from is committed."""
 
     def build_together(
         self,
@@ -59,60 +85,133 @@ class _LookingStore(Store):
     ) -> list[Artifact]:
         found = [self.find(identity.stage, identity.fingerprint) for identity in identities]
         for identity, artifact in zip(identities, found, strict=True):
-            self.stages.append(self._state(identity, artifact))
+            self.stages.append(self._state(identity.stage, identity.fingerprint, artifact))
         artifacts = [artifact for artifact in found if artifact is not None]
         if len(artifacts) < len(identities):
             raise _MissingStageError
         return artifacts
 
-    def _state(self, identity: Identity, artifact: Artifact | None) -> StageState:
+    def look(self, reference: str) -> Artifact:
+        """An artifact that is named, noted like one that is built."""
+        stage, fingerprint = reference.split("/")
+        artifact = self.find(stage, fingerprint)
+        self.stages.append(self._state(stage, fingerprint, artifact))
+        if artifact is None:
+            raise _MissingStageError
+        return artifact
+
+    def look_for(self, step_of_it: Callable[[], Step], stage: str, recipe: Recipe) -> Artifact:
+        """An artifact by its step; where the step's source is out of reach from here, such as a folder that only the workers
+        have, the newest that was made by an equal recipe part. Raises what the step does if there is none."""
+        try:
+            step = step_of_it()
+        except (PolicyError, JudgeError, PromptError):
+            part = recipe_part(stage, recipe)
+            keys = [key for key in self.backend.list(stage) if key.endswith("/manifest.json")]
+            found = [parse_record(Manifest, content, key) for key in keys if (content := self.backend.read(key)) is not None]
+            alike = [manifest for manifest in found if manifest.recipe == part]
+            if not alike:
+                raise
+            newest = max(alike, key=lambda manifest: manifest.created)
+            return self.look(f"{stage}/{newest.fingerprint}")
+        return self.build(step)
+
+    def _state(self, stage: str, fingerprint: str, artifact: Artifact | None) -> StageState:
         if artifact is not None:
-            files, seconds = len(artifact.manifest.files), artifact.manifest.seconds
-            return StageState(identity.stage, identity.fingerprint, True, files, seconds)
-        parts = len(self.workspace(identity.stage, identity.fingerprint).parts())
-        return StageState(identity.stage, identity.fingerprint, False, parts, 0.0)
+            manifest = artifact.manifest
+            spent = manifest.metrics.get("device_seconds", 0.0)
+            return StageState(stage, fingerprint, True, manifest.seconds, spent)
+        parts = self.workspace(stage, fingerprint).parts()
+        steps = [step_of(name) for name in parts if NAME.match(name)]
+        done = max(steps, default=0) if stage == "train" else len(parts)
+        work = tuple(all_work(self, stage, fingerprint))
+        return StageState(stage, fingerprint, False, done=done, total=self.totals.get(stage), work=work)
 
 
-def survey(url: str, recipe: Recipe, hardware: Hardware) -> list[IterationState]:
-    """Iterations from the first to the first unfinished one. No run's index is read: the store alone knows.
+@dataclass
+class _Walk:
+    """What the iterations so far leave to the next one."""
 
+    base: Artifact | None = None
+    split: Artifact | None = None
+    policy: Artifact | None = None
+    samples: list[Artifact] = field(default_factory=list)
+    judges: dict[str, Artifact] = field(default_factory=dict)
+    """By their source."""
+
+
+def survey(url: str, recipe: Recipe, hardware: Hardware, finished: Sequence[IterationIndex] = ()) -> list[IterationState]:
+    """Iterations from the first to the first unfinished one.
+
+    finished: indexes of the first iterations: what they name is looked up, and no source outside the store is asked for.
     hardware: any, since it changes no fingerprint."""
     store = _LookingStore(url)
+    walk = _Walk()
     states: list[IterationState] = []
-    policies: list[Artifact] = []
-    samples: list[Artifact] = []
     for iteration in range(1, recipe.iterations + 1):
         states.append(IterationState(iteration))
-        store.stages = states[-1].stages
+        store.stages, store.totals = states[-1].stages, {}
         try:
-            _look(store, recipe, hardware, iteration, policies, samples)
+            if iteration <= len(finished):
+                _look_up(store, finished[iteration - 1], walk)
+            else:
+                _look(store, recipe, hardware, iteration, walk)
         except _MissingStageError:
+            break
+        except (PolicyError, JudgeError, PromptError) as problem:
+            states[-1].problem = _first_line(problem)
             break
     return states
 
 
-def _look(
-    store: _LookingStore, recipe: Recipe, hardware: Hardware, iteration: int, policies: list[Artifact], samples: list[Artifact]
-) -> None:
-    if not policies:
-        policies.append(store.build(sppo.policy.step(recipe)))
-    judges = [_judge(store, recipe, position) for position in range(1 + len(recipe.evaluation.judges))]
-    prompts = store.build(sppo.split.step(recipe, policies[0]))
+def _first_line(problem: SppoError) -> str:
+    return str(problem).partition("\n")[0]
+
+
+def _look_up(store: _LookingStore, index: IterationIndex, walk: _Walk) -> None:
+    entries = sorted(index.artifacts.items(), key=lambda named: ORDER.index(named[0].partition(".")[0]))
+    found = {name: store.look(entry.reference) for name, entry in entries}
+    walk.base, walk.split, walk.policy = found["policy"], found["split"], found["train"]
+    walk.samples = [found[f"sample.{number}"] for number in range(index.iteration)]
+    if "judge" in found:  # under its own source: the run that this one branched from may have followed another judge
+        walk.judges[canonical_json(found["judge"].manifest.recipe.get("judge.source"))] = found["judge"]
+
+
+def _look(store: _LookingStore, recipe: Recipe, hardware: Hardware, iteration: int, walk: _Walk) -> None:
+    base = walk.base = walk.base or _base(store, recipe)
+    judges = [_judge(store, recipe, judge, walk) for judge in (recipe.judge, *recipe.evaluation.judges)]
+    prompts = walk.split = walk.split or store.look_for(lambda: sppo.split.step(recipe, base), "split", recipe)
+    counts = prompts.manifest.counts
+    store.totals["generate"] = math.ceil(counts[f"train_{iteration}"] / CHUNK)
+    store.totals["sample"] = math.ceil(min(counts["test"], recipe.evaluation.max_prompts) / CHUNK)
     drawn = sppo.generate.training_draw(recipe, prompts, iteration)
     held_out = sppo.generate.held_out_draw(recipe, prompts)
-    policy = policies[-1]
+    policy = walk.policy or base
     responses, before = sppo.generate.build(store, recipe, hardware, policy, [drawn, held_out])
+    store.totals |= {"rank": len(responses.file_names(".parquet")), "duel": len(before.file_names(".parquet"))}
     ranked = store.build(sppo.rank.step(recipe, hardware, judges[0], drawn.prompts, responses))
     targets = store.build(sppo.estimate.step(recipe, ranked, responses))
+    store.totals["train"] = schedule_of(recipe.training, targets.manifest.counts["prompts_selected"]).stop
     trained = store.build(sppo.train.step(recipe, hardware, iteration, policy, drawn.prompts, responses, targets))
-    policies.append(trained)
+    walk.policy = trained
     answers = sppo.generate.build(store, recipe, hardware, trained, [held_out])[0]
-    samples.append(before)
-    duels = sppo.duel.build(store, recipe, hardware, judges[1:], held_out.prompts, answers, samples)
-    store.build(sppo.evaluate.step(recipe, iteration, [*samples, answers], duels))
+    walk.samples.append(before)
+    duels = sppo.duel.build(store, recipe, hardware, judges[1:], held_out.prompts, answers, walk.samples)
+    store.build(sppo.evaluate.step(recipe, iteration, [*walk.samples, answers], duels))
 
 
-def _judge(store: _LookingStore, recipe: Recipe, position: int) -> Artifact | None:
-    """The training judge at 0, then the evaluation's."""
-    step = sppo.judges.step((recipe.judge, *recipe.evaluation.judges)[position], recipe)
-    return None if step is None else store.build(step)
+def _base(store: _LookingStore, recipe: Recipe) -> Artifact:
+    source = recipe.policy.source
+    if isinstance(source, StoredModel):
+        return store.look(source.artifact)
+    return store.look_for(lambda: sppo.policy.step(recipe), "policy", recipe)
+
+
+def _judge(store: _LookingStore, recipe: Recipe, judge: Judge, walk: _Walk) -> Artifact | None:
+    if isinstance(judge, WorldRuleJudge):
+        return None
+    source = canonical_json(judge.source.model_dump(mode="json"))  # judges of one source share their weights
+    if source not in walk.judges:
+        asked = recipe.model_copy(update={"judge": judge})
+        walk.judges[source] = store.look_for(lambda: cast(Step, sppo.judges.step(judge, recipe)), "judge", asked)
+    return walk.judges[source]

@@ -85,13 +85,13 @@ def validate(model: type[Model], values: Mapping[str, Any], where: str, error: t
         raise error(f"{where}: " + f"\n{where}: ".join(lines)) from problem
 
 
-def read_model(model: type[Model], path: Path, error: type[SppoError]) -> Model:
-    """A frozen model from a YAML file."""
+def read_yaml(path: Path, error: type[SppoError]) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `error` naming the file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"cannot read {path}: {problem}") from problem
-    return validate(model, parse_yaml(text, str(path), error), str(path), error)
+    return parse_yaml(text, str(path), error)
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:

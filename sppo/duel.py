@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sppo.errors import JudgeError
 from sppo.hardware import Hardware
 from sppo.judges.contest import Contest, all_answers, answers_in, judge_contests
+from sppo.launch import HERE, Launcher
 from sppo.progress import Report, silent
 from sppo.rank import judged
 from sppo.recipe import Judge, Recipe
@@ -25,6 +26,7 @@ def build(
     new: Artifact,
     others: Sequence[Artifact],
     report: Report = silent,
+    launch: Launcher = HERE,
 ) -> list[list[Artifact]]:
     """Duels of `new` against each of `others`, [judge][other]: one judge load a process for all that is missing under a judge.
 
@@ -36,7 +38,10 @@ def build(
             "expected one each, None for the rule of the tiny world"
         )
     asked = list(zip(recipe.evaluation.judges, judges, strict=True))
-    return [_build_under(judge, artifact, store, recipe, hardware, prompts, new, others, report) for judge, artifact in asked]
+    return [
+        _build_under(judge, artifact, store, recipe, hardware, prompts, new, others, report, launch)
+        for judge, artifact in asked
+    ]
 
 
 def _build_under(
@@ -49,6 +54,7 @@ def _build_under(
     new: Artifact,
     others: Sequence[Artifact],
     report: Report,
+    launch: Launcher,
 ) -> list[Artifact]:
     identities = [_identity(judge, artifact, recipe, prompts, new, other) for other in others]
     of = {identity.fingerprint: other for identity, other in zip(identities, others, strict=True)}
@@ -58,7 +64,7 @@ def _build_under(
             Contest(workspace, new, of[workspace.fingerprint], _check(prompts, new, of[workspace.fingerprint]))
             for workspace in workspaces
         ]
-        found = judge_contests(judge, artifact, prompts, hardware, contests)
+        found = judge_contests(judge, artifact, prompts, hardware, contests, launch)
         return [Outcome(f"{judge.kind}, {counts['prompts']} prompts, {judged(counts)}", counts) for counts in found]
 
     return store.build_together(identities, run, report)

@@ -47,3 +47,15 @@ class CorruptArtifactError(StoreError):
 
 class LaunchError(SppoError):
     """A worker process failed; carries its exit status and last lines."""
+
+
+class OutOfMemoryError(LaunchError):
+    """A worker process needed more memory than its device has."""
+
+
+class TimeUpError(LaunchError):
+    """A stage was not done within the hardware file's time."""
+
+
+class StoppedError(LaunchError):
+    """A run was cancelled, or lost to another attempt: its processes were ended, and nothing is tried again."""

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from sppo import engines
@@ -16,7 +15,7 @@ from sppo.configuration import Frozen
 from sppo.errors import HardwareError, PolicyError, RecipeError, StoreError
 from sppo.fingerprint import seed_of
 from sppo.hardware import Hardware
-from sppo.launch import Worker, device_environment, run_workers, thread_environment, write_config
+from sppo.launch import HERE, RATE, Group, Launcher, WorkRecord, keep_accounts
 from sppo.policy import context_length, load_tokenizer, stop_token_ids, tokenizer_folder
 from sppo.progress import Progress, Report, silent
 from sppo.recipe import Recipe, Sampling
@@ -28,7 +27,6 @@ from sppo.store.artifact import ArtifactFile
 CHUNK = 32
 """Prompts a chunk: what is lost at most for each process when a machine dies."""
 MODULE = "sppo.workers.generate"
-RATE = " tokens/s"
 HELD_OUT = "held out"
 """In place of the iteration: held-out prompts are drawn with the same seeds from every policy."""
 
@@ -66,20 +64,16 @@ class DrawTask(Frozen):
 
 
 class GenerateRun(Frozen):
-    """run.json of a generate worker."""
+    """What a generate worker is told."""
 
-    store: str
-    scratch: Path
     policy: str
     """`stage/fingerprint` of the policy."""
     settings: engines.EngineSettings
     draws: tuple[DrawTask, ...]
-    progress: Path
-    result: Path
 
 
 class GenerateResult(Frozen):
-    """What a worker measured, for its parent."""
+    """What a worker measured."""
 
     tokens: int
     seconds: float
@@ -115,6 +109,7 @@ def build(
     policy: Artifact,
     draws: Sequence[Draw],
     report: Report = silent,
+    launch: Launcher = HERE,
 ) -> list[Artifact]:
     """The responses of each draw, in order; committed ones cost nothing, missing ones share one engine load a process.
 
@@ -125,8 +120,8 @@ def build(
     def run(workspaces: Sequence[Workspace]) -> list[Outcome]:
         attempts = [_attempt(recipe, by_fingerprint[workspace.fingerprint], workspace) for workspace in workspaces]
         undone = [attempt for attempt in attempts if attempt.missing]
-        results = _draw_missing(store, recipe, hardware, policy, undone) if undone else []
-        return [_outcome(attempt, results if attempt in undone else []) for attempt in attempts]
+        records = _draw_missing(store, recipe, hardware, policy, undone, launch) if undone else []
+        return [_outcome(attempt, records if attempt in undone else []) for attempt in attempts]
 
     return store.build_together(identities, run, report)
 
@@ -171,35 +166,44 @@ def chunk_name(chunk: int) -> str:
 
 
 def _draw_missing(
-    store: Store, recipe: Recipe, hardware: Hardware, policy: Artifact, attempts: Sequence[_Attempt]
-) -> list[GenerateResult]:
+    store: Store, recipe: Recipe, hardware: Hardware, policy: Artifact, attempts: Sequence[_Attempt], launch: Launcher
+) -> list[WorkRecord]:
     settings = _settings(recipe, hardware, policy, attempts)
-    folder = attempts[0].workspace.folder
-    shares = share_out([attempt.missing for attempt in attempts], hardware.generate.processes)
-    threads = thread_environment(hardware.threads_for(len(shares)))
-    workers = []
-    for index, share in enumerate(shares):
-        run = GenerateRun(
-            store=store.url,
-            scratch=store.scratch,
-            policy=policy.reference,
-            settings=settings,
-            draws=tuple(_task(recipe, attempt, chunks) for attempt, chunks in zip(attempts, share, strict=True)),
-            progress=folder / f"worker-{index}.progress.json",
-            result=folder / f"worker-{index}.result.json",
+    first = attempts[0].workspace
+    machines = launch.machines(first.stage, first.fingerprint)
+    shares = share_out([attempt.chunks for attempt in attempts], [attempt.missing for attempt in attempts], machines)
+    groups = [
+        Group(
+            stage=first.stage,
+            fingerprint=first.fingerprint,
+            number=number,
+            of=machines,
+            module=MODULE,
+            works=tuple(_work(recipe, policy, settings, attempts, hand) for hand in deal(share, hardware.generate.processes)),
+            device=hardware.device,
+            devices_each=hardware.generate.tensor_parallel,
+            threads=hardware.threads,
+            timeout_s=hardware.generate.timeout_s,
         )
-        config = write_config(run, folder / f"worker-{index}.run.json")
-        pinned = device_environment(hardware.device, index, hardware.generate.tensor_parallel)
-        log = attempts[0].workspace.log_path(f"worker-{index}")
-        workers.append(Worker(MODULE, config, log, run.progress, threads | pinned))
+        for number, share in enumerate(shares, start=1)
+        if any(share)
+    ]
     before = sum(attempt.prompts_in(range(attempt.chunks)) - attempt.prompts_in(attempt.missing) for attempt in attempts)
     total = sum(len(attempt.lengths) for attempt in attempts)
-    report = attempts[0].workspace.report
-    run_workers(workers, hardware.generate.timeout_s, report, lambda seen: combine(seen, before, total))
-    for worker in workers:
-        attempts[0].workspace.add_log(worker.log)
-    results = (folder / f"worker-{index}.result.json" for index in range(len(workers)))
-    return [GenerateResult.model_validate_json(path.read_text()) for path in results]
+
+    def report(progress: Progress) -> None:
+        first.report(progress.model_copy(update={"stage": first.stage, "done": before + progress.done, "total": total}))
+
+    records = launch.run(groups, store, report)
+    keep_accounts(first, records)
+    return records
+
+
+def _work(
+    recipe: Recipe, policy: Artifact, settings: engines.EngineSettings, attempts: Sequence[_Attempt], hand: list[list[int]]
+) -> dict[str, object]:
+    draws = tuple(_task(recipe, attempt, chunks) for attempt, chunks in zip(attempts, hand, strict=True))
+    return GenerateRun(policy=policy.reference, settings=settings, draws=draws).model_dump(mode="json")
 
 
 def _settings(recipe: Recipe, hardware: Hardware, policy: Artifact, attempts: Sequence[_Attempt]) -> engines.EngineSettings:
@@ -256,25 +260,27 @@ def _task(recipe: Recipe, attempt: _Attempt, chunks: list[int]) -> DrawTask:
     )
 
 
-def share_out(missing: Sequence[Sequence[int]], processes: int) -> list[list[list[int]]]:
-    """Chunks for each process and draw, dealt like cards; no process is without one."""
-    dealt = [(draw, chunk) for draw, chunks in enumerate(missing) for chunk in chunks]
-    hands = min(processes, len(dealt))
+def share_out(chunks: Sequence[int], missing: Sequence[Sequence[int]], machines: int) -> list[list[list[int]]]:
+    """Missing chunks for each machine and draw. All chunks are dealt like cards, missing or not: a machine that is started
+    again is given what it had left, whatever others did in the meantime.
+
+    chunks: how many each draw has."""
+    dealt = [(draw, chunk) for draw, count in enumerate(chunks) for chunk in range(count)]
+    hands = [dealt[number::machines] for number in range(machines)]
     return [
-        [[chunk for at, chunk in dealt[hand::hands] if at == draw] for draw in range(len(missing))] for hand in range(hands)
+        [[chunk for at, chunk in hand if at == draw and chunk in missing[draw]] for draw in range(len(chunks))]
+        for hand in hands
     ]
 
 
-def combine(seen: Sequence[Progress], before: int, total: int) -> Progress:
-    """Progress of all workers as one: prompts of all draws, those of earlier attempts done already, and tokens a second."""
-    rates = [int(progress.note.removesuffix(RATE)) for progress in seen if progress.note.endswith(RATE)]
-    note = f"{sum(rates) / 1000:.1f}k{RATE}" if rates else seen[0].note
-    return Progress(
-        stage="generate", done=before + sum(progress.done for progress in seen), total=total, unit="prompts", note=note
-    )
+def deal(share: Sequence[Sequence[int]], processes: int) -> list[list[list[int]]]:
+    """A machine's chunks for each process and draw, dealt like cards; no process is without one."""
+    dealt = [(draw, chunk) for draw, chunks in enumerate(share) for chunk in chunks]
+    hands = min(processes, len(dealt))
+    return [[[chunk for at, chunk in dealt[hand::hands] if at == draw] for draw in range(len(share))] for hand in range(hands)]
 
 
-def _outcome(attempt: _Attempt, results: Sequence[GenerateResult]) -> Outcome:
+def _outcome(attempt: _Attempt, records: Sequence[WorkRecord]) -> Outcome:
     counts: Counter[str] = Counter()
     for chunk in range(attempt.chunks):
         record = attempt.workspace.part(chunk_name(chunk))
@@ -285,10 +291,11 @@ def _outcome(attempt: _Attempt, results: Sequence[GenerateResult]) -> Outcome:
             )
         counts.update(record.counts)
         attempt.workspace.adopt_part(record)
+    results = [GenerateResult.model_validate(result) for record in records for result in record.results]
     metrics = {}
     speed = ""
-    if results:
-        rate = sum(result.tokens / result.seconds for result in results)
+    if any(result.tokens for result in results):
+        rate = sum(result.tokens / result.seconds for result in results if result.tokens)
         metrics = {"tokens_per_s": rate, "load_s": max(result.load_s for result in results)}
         speed = f", {rate / 1000:.1f}k{RATE}"
     summary = (

@@ -1,11 +1,11 @@
 """Where it runs: devices, processes, micro-batch, ZeRO stage, time-outs. Never fingerprinted, for it never changes results."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from sppo.configuration import Frozen, named_file, read_model
+from sppo.configuration import Frozen, named_file, read_yaml, validate
 from sppo.errors import HardwareError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -36,9 +36,12 @@ class RankHardware(Frozen):
 class TrainHardware(Frozen):
     """One rank a process and a device."""
 
+    nodes: Positive = 1
+    """Machines that train together, each with `processes` ranks. More than one needs a pool."""
     processes: Positive
+    """Ranks on each machine."""
     micro_batch: Positive
-    """Prompts a device at once. Accumulation is derived: global_batch / (processes x micro_batch)."""
+    """Prompts a device at once. Accumulation is derived: global_batch / (nodes x processes x micro_batch)."""
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     offload: Literal["none", "optimizer", "optimizer_and_parameters"]
     """To CPU memory."""
@@ -47,9 +50,25 @@ class TrainHardware(Frozen):
     """Steps between checkpoints."""
     timeout_s: Positive
 
+    @property
+    def ranks(self) -> int:
+        """Of all machines."""
+        return self.nodes * self.processes
+
+
+class Pool(Frozen):
+    """Where the heavy stages run if not in the flow's own process: workers of a Prefect work pool, one or more machines like
+    the one that the rest of the file describes."""
+
+    name: str
+    jobs: Literal["workers"] | Positive
+    """How many jobs generate and rank fan out into: as many as workers are online when the stage begins, or a number."""
+    lost_after_s: Positive = 120
+    """Without a sign of life for this long, a job is taken for lost and started again on another worker."""
+
 
 class Hardware(Frozen):
-    """One machine, as far as a run may use it."""
+    """One machine, as far as a run may use it; with a pool, one of several like it."""
 
     name: str
     device: Literal["cpu", "cuda"]
@@ -58,6 +77,19 @@ class Hardware(Frozen):
     generate: GenerateHardware
     rank: RankHardware
     train: TrainHardware
+    pool: Pool | None = None
+    """None: the heavy stages run in the flow's own process, on this machine."""
+    price_per_device_hour: Annotated[float, Field(ge=0)] | None = None
+    """In any currency: `sppo status` multiplies it with device hours."""
+
+    @model_validator(mode="after")
+    def _several_machines_need_a_pool(self) -> Self:
+        if self.train.nodes > 1 and self.pool is None:
+            raise ValueError(
+                f"train.nodes is {self.train.nodes} and there is no pool; expected one whose workers are the machines, such as "
+                "pool: {name: gpu, jobs: workers}"
+            )
+        return self
 
     def threads_for(self, processes: int) -> int:
         """Threads of each of several processes, at least 1."""
@@ -65,10 +97,10 @@ class Hardware(Frozen):
 
     def accumulation_steps(self, global_batch: int) -> int:
         """Micro-batches a device a step. Raises HardwareError if the global batch cannot be shared out equally."""
-        at_once = self.train.processes * self.train.micro_batch
+        at_once = self.train.ranks * self.train.micro_batch
         if global_batch % at_once:
             raise HardwareError(
-                f"global_batch {global_batch} of the recipe does not divide into {self.train.processes} processes x "
+                f"global_batch {global_batch} of the recipe does not divide into {self.train.ranks} processes x "
                 f"micro_batch {self.train.micro_batch} = {at_once} of hardware {self.name}; "
                 f"choose a micro_batch so that processes x micro_batch divides {global_batch}"
             )
@@ -81,9 +113,25 @@ def hardware_names(folder: Path) -> list[str]:
 
 
 def load_hardware(name: str, folder: Path) -> Hardware:
-    """A hardware file by name from a folder, or by path. Raises HardwareError naming what is wrong and what is known."""
+    """A hardware file by name from a folder, or by path. Raises HardwareError naming what is wrong and what is known.
+
+    `like: <name>` takes over another file of the folder; what stands beside it replaces whole top-level values."""
     path = named_file(name, folder)
     if path is None:
         known = ", ".join(hardware_names(folder)) or "none"
         raise HardwareError(f"no hardware {name!r} in {folder}; known: {known}; or give the path of a YAML file")
-    return read_model(Hardware, path, HardwareError)
+    return validate(Hardware, _values(path, folder), str(path), HardwareError)
+
+
+def _values(path: Path, folder: Path) -> dict[str, Any]:
+    values = read_yaml(path, HardwareError)
+    like = values.pop("like", None)
+    if like is None:
+        return values
+    other = named_file(str(like), folder)
+    if other is None or other.resolve() == path.resolve():
+        raise HardwareError(f"{path}: like is {like!r}; expected another file of {folder}: {', '.join(hardware_names(folder))}")
+    inherited = read_yaml(other, HardwareError)
+    if "like" in inherited:
+        raise HardwareError(f"{path}: like is {like!r}, which is itself like another; expected one that stands alone")
+    return {**inherited, **values}

@@ -9,20 +9,32 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from sppo.errors import PolicyError
 from sppo.fingerprint import digest_of, file_sha256
-from sppo.recipe import FolderModel, HubModel, Policy, Recipe, WorldModel
+from sppo.progress import Report, silent
+from sppo.recipe import FolderModel, HubModel, Policy, Recipe, StoredModel, WorldModel
 from sppo.rendering import Renderer, folded, render
 from sppo.stages import stage_identity
-from sppo.store import Artifact, Outcome, Step, Workspace
+from sppo.store import Artifact, Outcome, Step, Store, Workspace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Renderer", "context_length", "folded", "load_tokenizer", "render", "step", "stop_token_ids", "tokenizer_folder"]
+__all__ = [
+    "Renderer",
+    "build",
+    "context_length",
+    "folded",
+    "load_tokenizer",
+    "render",
+    "step",
+    "stop_token_ids",
+    "tokenizer_folder",
+]
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +59,38 @@ DUPLICATES = ("consolidated*.safetensors", "adapter_model*.safetensors")
 """Weights beside the model's own: Mistral's folders hold everything twice."""
 
 
+def build(store: Store, recipe: Recipe, report: Report = silent) -> Artifact:
+    """pi_0: fetched or made by its step, or, of a recipe that starts from a stored policy, that very artifact.
+
+    Raises StoreError if the stored policy is not there, PolicyError if it is not the one that the run was started with."""
+    source = recipe.policy.source
+    return stored_policy(store, source) if isinstance(source, StoredModel) else store.build(step(recipe), report)
+
+
+def stored_policy(store: Store, source: StoredModel) -> Artifact:
+    """The artifact that a recipe names as its policy. Raises StoreError if it is not there, PolicyError if it is another."""
+    artifact = store.open(source.artifact)
+    if source.digest is not None and source.digest != artifact.digest:
+        raise PolicyError(
+            f"policy {source.artifact} has the content digest {artifact.digest[:16]}; expected {source.digest[:16]}, which the "
+            "run was started with: it was made anew to other bytes, so start another run from it"
+        )
+    return artifact
+
+
+def check_stored(store: Store, policy: Policy, source: StoredModel) -> Artifact:
+    """A stored policy, its tokenizer checked against what the recipe asks of one. Raises PolicyError, as a step does."""
+    artifact = stored_policy(store, source)
+    with tempfile.TemporaryDirectory() as folder:
+        check(tokenizer_folder(artifact, Path(folder)), policy)
+    return artifact
+
+
 def step(recipe: Recipe) -> Step:
     """pi_0 as an artifact: its safetensors and tokenizer files, nothing else.
 
-    Raises PolicyError for a folder without config, weights or tokenizer, a hub revision that is not pinned, or, when it
-    runs, a tokenizer without chat template or EOS, or one that does not know a stop token."""
+    Raises PolicyError for a folder without config, weights or tokenizer, a hub revision that is not pinned, a policy that is
+    stored already, or, when it runs, a tokenizer without chat template or EOS, or one that does not know a stop token."""
     source = recipe.policy.source
     match source:
         case FolderModel():
@@ -69,6 +108,8 @@ def step(recipe: Recipe) -> Step:
             return Step(stage_identity("policy", recipe, {}), lambda workspace: _commit(workspace, recipe, _download(source)))
         case WorldModel():
             return Step(stage_identity("policy", recipe, {}), lambda workspace: _make(workspace, recipe))
+        case StoredModel():
+            raise PolicyError(f"policy {source.artifact} is stored already; expected sppo.policy.build, which opens it")
         case _:
             assert_never(source)
 
@@ -162,8 +203,7 @@ def _make(workspace: Workspace, recipe: Recipe) -> Outcome:
 
 def _commit(workspace: Workspace, recipe: Recipe, files: list[Path]) -> Outcome:
     check(files[0].parent, recipe.policy)
-    for path in files:
-        workspace.add_file(path)
+    workspace.add_files(files)
     size = sum(path.stat().st_size for path in files)
     return Outcome(f"{len(files)} files, {size / 1e6:.1f} MB", {"files": len(files), "bytes": size})
 

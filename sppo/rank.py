@@ -6,13 +6,21 @@ Rows are `Comparison`s: raw logits, so that changing the estimator costs no judg
 from sppo.errors import JudgeError
 from sppo.hardware import Hardware
 from sppo.judges.contest import Contest, answers_in, judge_contests
+from sppo.launch import HERE, Launcher
 from sppo.recipe import Recipe
 from sppo.stages import stage_identity
 from sppo.store import Artifact, Outcome, Step, Workspace
 from sppo.store.artifact import ArtifactFile
 
 
-def step(recipe: Recipe, hardware: Hardware, judge: Artifact | None, prompts: ArtifactFile, responses: Artifact) -> Step:
+def step(
+    recipe: Recipe,
+    hardware: Hardware,
+    judge: Artifact | None,
+    prompts: ArtifactFile,
+    responses: Artifact,
+    launch: Launcher = HERE,
+) -> Step:
     """Logits of all ordered pairs of each prompt's responses, (N, K, K).
 
     judge: its artifact, None for the tiny world's rule. Before a judge is loaded, raises JudgeError for a prompt without
@@ -25,7 +33,7 @@ def step(recipe: Recipe, hardware: Hardware, judge: Artifact | None, prompts: Ar
         expected = recipe.generation.responses
         pairs = _check(prompts, responses, expected)
         contest = Contest(workspace, responses, None, pairs)
-        counts = judge_contests(recipe.judge, judge, prompts, hardware, [contest])[0]
+        counts = judge_contests(recipe.judge, judge, prompts, hardware, [contest], launch)[0]
         return Outcome(f"{counts['prompts']} prompts x {expected} responses, {judged(counts)}", counts)
 
     return Step(stage_identity("rank", recipe, inputs), run)

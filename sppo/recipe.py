@@ -38,13 +38,24 @@ class WorldModel(Frozen):
     kind: Literal["world"]
 
 
+class StoredModel(Frozen):
+    """A policy that the run's own store holds already, such as the last published one."""
+
+    kind: Literal["stored"]
+    artifact: Annotated[str, Field(pattern=r"^(policy|train)/[0-9a-f]{64}$")]
+    """`stage/fingerprint`."""
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of its content, filled in when the run starts: an artifact made anew to other bytes is refused."""
+
+
 ModelSource = Annotated[HubModel | FolderModel | WorldModel, Field(discriminator="kind")]
+PolicySource = Annotated[HubModel | FolderModel | WorldModel | StoredModel, Field(discriminator="kind")]
 
 
 class Policy(Frozen):
     """pi_0, the instruction-tuned model that the first iteration improves."""
 
-    source: ModelSource
+    source: PolicySource
     system_role: Literal["keep", "fold"]
     """`fold` joins a system turn to the first user turn, for templates that refuse one (Gemma-2, Mistral-v0.2)."""
     stop_tokens: tuple[str, ...]

@@ -9,8 +9,20 @@ import re
 from typing import Literal, TypeVar
 
 from sppo.errors import RecipeError
-from sppo.recipe import HubModel, ModelSource, OwnPrompts, PairRMJudge, Recipe, SnorkelPrompts, UltraFeedbackPrompts
+from sppo.policy import check_stored
+from sppo.recipe import (
+    HubModel,
+    ModelSource,
+    OwnPrompts,
+    PairRMJudge,
+    Policy,
+    Recipe,
+    SnorkelPrompts,
+    StoredModel,
+    UltraFeedbackPrompts,
+)
 from sppo.sources import is_local, split_revision
+from sppo.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +31,13 @@ Kind = Literal["model", "dataset"]
 AnyJudge = TypeVar("AnyJudge")
 
 
-def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with its engine chosen and every hub revision replaced by a commit.
+def resolve(recipe: Recipe, store: Store) -> Recipe:
+    """The recipe with its engine chosen, every hub revision replaced by a commit, a stored policy's content digest filled in.
 
-    Raises RecipeError if an engine is asked for that is not installed, or a revision cannot be looked up."""
+    Raises RecipeError if an engine is asked for that is not installed, or a revision cannot be looked up; PolicyError if a
+    stored policy is not in the store or does not suit the recipe."""
     generation = recipe.generation.model_copy(update={"engine": engine(recipe.generation.engine)})
-    policy = recipe.policy.model_copy(update={"source": _model(recipe.policy.source)})
+    policy = recipe.policy.model_copy(update={"source": _policy(recipe.policy, store)})
     judges = tuple(_judge(judge) for judge in recipe.evaluation.judges)
     return recipe.model_copy(
         update={
@@ -50,6 +63,13 @@ def engine(wanted: Literal["auto", "vllm", "transformers"]) -> Literal["vllm", "
             "vLLM is not installed: transformers draws the responses, slower; install the extra `cpu` or `gpu` for vLLM"
         )
     return "vllm" if installed and wanted != "transformers" else "transformers"
+
+
+def _policy(policy: Policy, store: Store) -> ModelSource | StoredModel:
+    source = policy.source
+    if isinstance(source, StoredModel):
+        return source.model_copy(update={"digest": check_stored(store, policy, source).digest})
+    return _model(source)
 
 
 def _model(source: ModelSource) -> ModelSource:

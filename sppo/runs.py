@@ -1,25 +1,28 @@
 """A run: a name, the recipe it was started with, and for each iteration which artifacts it is made of.
 
 `runs/<name>/recipe.json` is written once, when a run starts. `runs/<name>/iteration-<t>.json` is the small, readable index from
-an iteration to its artifacts. Neither makes an artifact exist or not: that is the store's manifest alone.
+an iteration to its artifacts; `branch.json` says that the first of them are another run's; `latest.json` how the run was last
+started. None of them makes an artifact exist or not: that is the store's manifest alone.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sppo.configuration import validate
+from sppo.difference import recipe_differences
 from sppo.errors import RunError
 from sppo.hardware import Hardware
+from sppo.launch import HERE, Launcher
 from sppo.recipe import Recipe
 from sppo.store import Artifact, Store
 from sppo.store.manifest import SHA256, parse_record
 
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
 class Entry(BaseModel):
@@ -60,6 +63,34 @@ class IterationIndex(BaseModel):
         return [self.opened(store, f"sample.{number}") for number in range(self.iteration + 1)]
 
 
+class Branch(BaseModel):
+    """Iterations 1 to `at` of a run are those of another run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    """The other one."""
+    at: int = Field(ge=1)
+    policy: Entry
+    """What the other run trained in iteration `at`."""
+    created: str
+    """UTC, ISO 8601."""
+
+
+class LastStart(BaseModel):
+    """How a run was last started: what `sppo resume` does again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hardware: str
+    iterations: int | None
+    """The last one wanted; None is the recipe's last."""
+    at: str
+    """UTC, ISO 8601."""
+    by: str
+    """Who started it, in words."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """Everything a run is about: checked before its first stage, handed to every stage."""
@@ -69,6 +100,8 @@ class Setup:
     """Resolved."""
     hardware: Hardware
     store: Store
+    launch: Launcher = HERE
+    """Who starts the heavy stages' processes, and where."""
 
 
 def check_run_name(run: str) -> str:
@@ -95,6 +128,16 @@ def recipe_key(run: str) -> str:
 def index_key(run: str, iteration: int) -> str:
     """Where an iteration's index lies in the store."""
     return f"runs/{check_run_name(run)}/iteration-{iteration}.json"
+
+
+def branch_key(run: str) -> str:
+    """Where the record of a run's branching lies in the store."""
+    return f"runs/{check_run_name(run)}/branch.json"
+
+
+def latest_key(run: str) -> str:
+    """Where the record of a run's last start lies in the store."""
+    return f"runs/{check_run_name(run)}/latest.json"
 
 
 def write_iteration(
@@ -139,7 +182,13 @@ def read_iteration(store: Store, run: str, iteration: int) -> IterationIndex:
 
 
 def check_reached(store: Store, run: str, iteration: int) -> None:
-    """Raises RunError unless the iteration before this one has ended."""
+    """Raises RunError unless the iteration before this one has ended, and for one that is another run's."""
+    branch = find_branch(store, run)
+    if branch is not None and iteration <= branch.at:
+        raise RunError(
+            f"iteration {iteration} of run {run} is that of run {branch.run}, which it branched from; "
+            f"expected {branch.at + 1} or later"
+        )
     if iteration > 1:
         read_iteration(store, run, iteration - 1)
 
@@ -162,6 +211,37 @@ def finished_iterations(store: Store, run: str) -> list[IterationIndex]:
     while (index := find_iteration(store, run, len(indexes) + 1)) is not None:
         indexes.append(index)
     return indexes
+
+
+def find_branch(store: Store, run: str) -> Branch | None:
+    """Where a run branched from another; None for one of its own."""
+    key = branch_key(run)
+    content = store.backend.read(key)
+    return None if content is None else parse_record(Branch, content, key)
+
+
+def shared_iterations(store: Store, run: str) -> int:
+    """How many of a run's iterations, the first ones, are another run's."""
+    branch = find_branch(store, run)
+    return 0 if branch is None else branch.at
+
+
+def find_last_start(store: Store, run: str) -> LastStart | None:
+    """How a run was last started; None if it never was."""
+    key = latest_key(run)
+    content = store.backend.read(key)
+    return None if content is None else parse_record(LastStart, content, key)
+
+
+def remember_start(setup: Setup, hardware: str, iterations: int | None, by: str) -> None:
+    """Write down how a run is started now. hardware: a name or a path, as it was given."""
+    last = LastStart(hardware=hardware, iterations=iterations, at=utc_now(), by=by)
+    setup.store.backend.replace(latest_key(setup.run), (last.model_dump_json(indent=1) + "\n").encode())
+
+
+def utc_now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def find_recipe(store: Store, run: str) -> Recipe | None:
@@ -191,6 +271,8 @@ def start(store: Store, run: str, recipe: Recipe, resolve: Callable[[Recipe], Re
     Raises RunError if the run was started with other values."""
     started = find_recipe(store, run)
     if started is None:
+        if find_branch(store, run) is not None:
+            raise RunError(f"run {run} was being branched from another and is not whole; give the `sppo branch` command again")
         resolved = resolve(recipe)
         if store.backend.create(recipe_key(run), (resolved.model_dump_json(indent=1) + "\n").encode()):
             return resolved
@@ -203,40 +285,6 @@ def start(store: Store, run: str, recipe: Recipe, resolve: Callable[[Recipe], Re
             "choose another run name: what the two have in common is not computed again"
         )
     return started
-
-
-def recipe_differences(one: Recipe, other: Recipe, left_open: bool = False) -> dict[str, tuple[object, object]]:
-    """Values in which two recipes differ, by dotted path; with `left_open`, values that `other` leaves open agree with any."""
-    ones, others = flattened(one.model_dump(mode="json")), flattened(other.model_dump(mode="json"))
-    return {
-        path: (ones.get(path), others.get(path))
-        for path in {**ones, **others}
-        if ones.get(path) != others.get(path) and not (left_open and _resolves(path, others.get(path), ones.get(path)))
-    }
-
-
-def _resolves(path: str, asked: object, started: object) -> bool:
-    """Whether what was asked for leaves open what the run settled on: an engine, a branch, a dataset's commit."""
-    if path == "generation.engine":
-        return asked == "auto"
-    if path.endswith(".revision"):
-        return not (isinstance(asked, str) and COMMIT.fullmatch(asked))
-    name, _, commit = str(started).rpartition("@")
-    return path.startswith("prompts.source.") and name == str(asked).partition("@")[0] and bool(COMMIT.fullmatch(commit))
-
-
-def flattened(value: object, path: str = "") -> dict[str, object]:
-    """The plain values inside nested JSON, by dotted path, such as `evaluation.judges.0.kind`."""
-    if isinstance(value, Mapping):
-        inner = {str(key): below for key, below in value.items()}
-    elif isinstance(value, list) and any(isinstance(below, Mapping | list) for below in value):
-        inner = {str(position): below for position, below in enumerate(value)}
-    else:
-        return {path: value}
-    found: dict[str, object] = {}
-    for key, below in inner.items():
-        found |= flattened(below, f"{path}.{key}" if path else key)
-    return found
 
 
 def _json_values(content: bytes, run: str) -> dict[str, object]:

@@ -1,12 +1,17 @@
 """Is a run still what it was? Every byte of every artifact it names is read from the store and hashed again."""
 
+import contextlib
 import hashlib
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from sppo.errors import StoreError
 from sppo.progress import Progress, Report, silent
 from sppo.runs import finished_iterations, read_recipe
 from sppo.store import FileEntry, Manifest, Store
+from sppo.store.manifest import mend
 
 
 @dataclass(frozen=True)
@@ -42,18 +47,49 @@ def verify_artifact(store: Store, reference: str, digest: str) -> Verified:
         manifest = store.open(reference).manifest
     except StoreError as error:
         return Verified(reference, 0, 0, str(error))
-    entries = (*manifest.files, *manifest.logs)
-    problems = [problem for entry in entries if (problem := _problem(store, manifest, entry))]
+    problems = _problems(store, manifest)
     if manifest.digest != digest:
         problems.insert(0, f"its content digest is {manifest.digest[:16]}, the run's index says {digest[:16]}")
-    mend = f"; delete the folder {reference} of the store and run again: only this artifact is recomputed"
-    return Verified(reference, len(entries), sum(entry.size for entry in entries), "; ".join(problems) + mend * bool(problems))
+    sizes = [entry.size for entry in (*manifest.files, *manifest.logs)]
+    if problems:
+        problems.append(mend(manifest.stage, manifest.fingerprint))
+    return Verified(reference, len(sizes), sum(sizes), "; ".join(problems))
 
 
-def _problem(store: Store, manifest: Manifest, entry: FileEntry) -> str:
-    key = entry.key(manifest.stage, manifest.fingerprint)
+def _problems(store: Store, manifest: Manifest) -> list[str]:
+    """What is wrong with each file; an object that holds several is read once."""
+    objects: dict[str, list[FileEntry]] = {}
+    for entry in (*manifest.files, *manifest.logs):
+        objects.setdefault(entry.key(manifest.stage, manifest.fingerprint), []).append(entry)
+    problems: list[str] = []
+    for key, entries in objects.items():
+        with _as_stored(store, key) as path:
+            for entry in entries:
+                found = "no bytes" if path is None else f"sha256 {_sha256_in(path, entry)[:16]}"
+                if found != f"sha256 {entry.sha256[:16]}":
+                    problems.append(f"{entry.name} in object {key} has {found}, expected {entry.sha256[:16]}")
+    return problems
+
+
+@contextlib.contextmanager
+def _as_stored(store: Store, key: str) -> Iterator[Path | None]:
+    """An object's bytes past every local copy; None if it is missing."""
+    own = store.backend.local_path(key)
+    if own is not None:
+        yield own if own.exists() else None
+        return
+    store.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=store.scratch, prefix="verify-") as copy:
+        yield None if store.backend.get_file(key, Path(copy.name)) is None else Path(copy.name)
+
+
+def _sha256_in(path: Path, entry: FileEntry) -> str:
+    """sha256 of an entry's bytes in a file of its object's."""
     digest = hashlib.sha256()
-    for block in store.backend.blocks(key):
-        digest.update(block)
-    found = digest.hexdigest()
-    return "" if found == entry.sha256 else f"object {key} has sha256 {found[:16]}, expected {entry.sha256[:16]}"
+    left = entry.size
+    with path.open("rb") as stream:
+        stream.seek(0 if entry.pack is None else entry.pack.offset)
+        while left and (block := stream.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()

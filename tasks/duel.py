@@ -21,4 +21,6 @@ def duel_policies(
     earlier_answers: Sequence[Artifact],
 ) -> list[list[Artifact]]:
     """Judge logits of the newest policy's held-out answers against those of each earlier policy: [judge][policy]."""
-    return sppo.duel.build(setup.store, setup.recipe, setup.hardware, judges, prompts, answers, earlier_answers, report)
+    return sppo.duel.build(
+        setup.store, setup.recipe, setup.hardware, judges, prompts, answers, earlier_answers, report, setup.launch
+    )

@@ -6,13 +6,16 @@ from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from sppo.errors import CorruptArtifactError, LaunchError, StoreError
+from sppo.errors import CorruptArtifactError, LaunchError, OutOfMemoryError, StoppedError, StoreError, TimeUpError
+
+FINAL = (CorruptArtifactError, OutOfMemoryError, StoppedError, TimeUpError)
+"""Of the errors of stores and processes, those that the same attempt would meet again."""
 
 
 def retry_helps(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether what failed can succeed unchanged: a store out of reach, a worker that died. Never bad input or bad bytes."""
+    """Whether what failed can succeed unchanged: a store out of reach, a worker that was lost. Never bad input or bad bytes."""
     error = state.data
-    return isinstance(error, StoreError | LaunchError) and not isinstance(error, CorruptArtifactError)
+    return isinstance(error, StoreError | LaunchError) and not isinstance(error, FINAL)
 
 
 COMMON: dict[str, Any] = {
@@ -27,5 +30,5 @@ COMMON: dict[str, Any] = {
 }
 LIGHT: dict[str, Any] = {**COMMON, "timeout_seconds": 6 * 3600}
 """A stage that reads and writes tables."""
-HEAVY: dict[str, Any] = {**COMMON, "retries": 1, "timeout_seconds": 14 * 24 * 3600}
+HEAVY: dict[str, Any] = {**COMMON, "retries": 3, "timeout_seconds": 14 * 24 * 3600}
 """A stage with workers: the hardware file's timeout_s ends those long before, by name."""

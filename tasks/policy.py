@@ -12,4 +12,4 @@ from tasks.reporting import report
 @task(name="policy", **COMMON)  # beside the judge in a thread, where Prefect could end nothing
 def base_policy(setup: Setup) -> Artifact:
     """pi_0: fetched, or made in the tiny world."""
-    return setup.store.build(sppo.policy.step(setup.recipe), report)
+    return sppo.policy.build(setup.store, setup.recipe, report)

@@ -13,4 +13,4 @@ from tasks.reporting import report
 @task(name="rank", **HEAVY)
 def rank_responses(setup: Setup, judge: Artifact | None, prompts: ArtifactFile, responses: Artifact) -> Artifact:
     """L_ij of every ordered pair of a prompt's responses."""
-    return setup.store.build(sppo.rank.step(setup.recipe, setup.hardware, judge, prompts, responses), report)
+    return setup.store.build(sppo.rank.step(setup.recipe, setup.hardware, judge, prompts, responses, setup.launch), report)

@@ -75,7 +75,8 @@ def ended(stage: str) -> Progress:
 
 
 class WatchedStore(Store):
-    """A store that also says when work on a stage begins and ends; what is committed already says nothing."""
+    """A store that also says, on the terminal and in the Prefect UI, when work on a stage begins and ends and what it made;
+    what is committed already says nothing."""
 
     def build_together(
         self,
@@ -83,11 +84,26 @@ class WatchedStore(Store):
         run: Callable[[Sequence[Workspace]], Sequence[Outcome]],
         report: Report = silent,
     ) -> list[Artifact]:
-        def watched(workspaces: Sequence[Workspace]) -> Sequence[Outcome]:
-            report(started(workspaces[0].stage))
-            try:
-                return run(workspaces)
-            finally:
-                report(ended(workspaces[0].stage))
+        from tasks.showing import Effort  # Prefect takes a second to import
 
-        return super().build_together(identities, watched, report)
+        effort = Effort(self)
+
+        def told(progress: Progress) -> None:
+            report(progress)
+            effort.show(progress)
+
+        def watched(workspaces: Sequence[Workspace]) -> Sequence[Outcome]:
+            stage = workspaces[0].stage
+            report(started(stage))
+            try:
+                with effort.under_way(stage):
+                    outcomes = run(workspaces)
+            finally:
+                report(ended(stage))
+            for workspace in workspaces:
+                effort.note(workspace.stage, workspace.fingerprint)
+            return outcomes
+
+        artifacts = super().build_together(identities, watched, told)
+        effort.end(artifacts)
+        return artifacts

@@ -15,4 +15,4 @@ from tasks.reporting import report
 @task(name="sample", **HEAVY)
 def sample_answers(setup: Setup, policy: Artifact, draws: Sequence[Draw]) -> list[Artifact]:
     """Held-out answers of pi_t, and from the same engine load the training responses that iteration t + 1 starts with."""
-    return sppo.generate.build(setup.store, setup.recipe, setup.hardware, policy, draws, report)
+    return sppo.generate.build(setup.store, setup.recipe, setup.hardware, policy, draws, report, setup.launch)

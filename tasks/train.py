@@ -15,5 +15,5 @@ def train_policy(
     setup: Setup, iteration: int, policy: Artifact, prompts: ArtifactFile, responses: Artifact, targets: Artifact
 ) -> Artifact:
     """pi_t, trained from pi_(t-1) on the win probabilities of its own responses."""
-    step = sppo.train.step(setup.recipe, setup.hardware, iteration, policy, prompts, responses, targets)
+    step = sppo.train.step(setup.recipe, setup.hardware, iteration, policy, prompts, responses, targets, setup.launch)
     return setup.store.build(step, report)

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +14,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in these tests may reach
 os.environ["SPPO_SCRATCH"] = tempfile.mkdtemp(prefix="sppo-tests-")
 atexit.register(shutil.rmtree, os.environ["SPPO_SCRATCH"], ignore_errors=True)
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # infra/ is no package of the installation
+
+from infra.local_s3 import LocalS3, local_s3, missing_programs
 from sppo.hardware import Hardware, load_hardware
 from sppo.recipe import Recipe, load_recipe
 from sppo.records import Prompt, Response, to_table
 from sppo.store import Artifact, ArtifactFile, Identity, Outcome, Step, Store, Workspace
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "deployments" / "recipes"
 HARDWARE = ROOT / "deployments" / "hardware"
 
@@ -57,7 +61,31 @@ def s3_url(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     bucket = f"bucket-{abs(hash(tmp_path))}"
-    boto3.client("s3").create_bucket(Bucket=bucket)
+    boto3.Session().client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/runs"
+
+
+@pytest.fixture(scope="session")
+def ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """A real S3 server on loopback: Ceph's object gateway."""
+    if missing := missing_programs():
+        reason = f"not installed: {', '.join(missing)}; type `make system`"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with local_s3(tmp_path_factory.mktemp("ceph")) as server:
+        yield server
+
+
+@pytest.fixture
+def ceph_url(ceph_server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store URL in a new bucket of the real server, its credentials in the environment."""
+    import boto3
+
+    for name, value in ceph_server.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{abs(hash(tmp_path))}"
+    boto3.Session().client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/runs"
 
 

@@ -7,7 +7,6 @@ once, for all chunks of all contests that it is given; what it committed is kept
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pyarrow.parquet as pq
@@ -15,8 +14,7 @@ import pyarrow.parquet as pq
 from sppo.configuration import Frozen
 from sppo.errors import JudgeError
 from sppo.hardware import Hardware
-from sppo.launch import Worker, device_environment, run_workers, thread_environment, write_config
-from sppo.progress import Progress
+from sppo.launch import HERE, Group, Launcher, keep_accounts
 from sppo.recipe import Judge
 from sppo.store import Artifact, Workspace
 from sppo.store.artifact import ArtifactFile
@@ -50,10 +48,8 @@ class Chunks(Frozen):
 
 
 class RankRun(Frozen):
-    """The run.json of `python -m sppo.workers.rank`."""
+    """What a rank worker is told."""
 
-    store: str
-    scratch: str
     judge: Judge
     judge_artifact: str | None
     prompts: str
@@ -63,7 +59,6 @@ class RankRun(Frozen):
     contests: tuple[Chunks, ...]
     pairs: int
     """Of all chunks of this worker, for its progress."""
-    progress: str
 
 
 def answers_in(responses: Artifact, name: str) -> dict[str, list[str]]:
@@ -105,21 +100,43 @@ def judge_contests(
     prompts: ArtifactFile,
     hardware: Hardware,
     contests: Sequence[Contest],
+    launch: Launcher = HERE,
 ) -> list[dict[str, int]]:
     """Judges what is missing of all contests with one judge load a process, and adopts every chunk. Result: counts of each.
 
+    A judge without weights needs no device and judges here, whoever launches the others.
     Raises JudgeError in the worker's own words, or LaunchError if a worker died."""
-    missing = [(contest, name) for contest in contests for name in contest.pairs if contest.workspace.part(_part(name)) is None]
+    launch = HERE if judge_artifact is None else launch
+    everything = [(contest, name) for contest in contests for name in contest.pairs]
+    missing = [(contest, name) for contest, name in everything if contest.workspace.part(_part(name)) is None]
     if missing:
-        folder = contests[0].workspace.folder
-        processes = min(hardware.rank.processes, len(missing))
-        shares = [missing[index::processes] for index in range(processes)]
-        runs = [
-            _run(judge, judge_artifact, prompts, hardware, share, folder / f"worker-{index}")
-            for index, share in enumerate(shares)
-        ]
-        _launch(runs, hardware, contests[0].workspace)
+        first = contests[0].workspace
+        machines = launch.machines(first.stage, first.fingerprint)
+        groups = []
+        for number in range(machines):
+            # dealt missing or not: a machine that is started again is given what it had left
+            share = [dealt for dealt in everything[number::machines] if dealt in missing]
+            hands = min(hardware.rank.processes, len(share))
+            runs = [_run(judge, judge_artifact, prompts, hardware, share[hand::hands]) for hand in range(hands)]
+            if runs:
+                groups.append(_group(runs, hardware, first.stage, first.fingerprint, number + 1, machines))
+        keep_accounts(first, launch.run(groups, first.store, first.report))
     return [_adopt(contest) for contest in contests]
+
+
+def _group(runs: Sequence[RankRun], hardware: Hardware, stage: str, fingerprint: str, number: int, of: int) -> Group:
+    return Group(
+        stage=stage,
+        fingerprint=fingerprint,
+        number=number,
+        of=of,
+        module=WORKER,
+        works=tuple(run.model_dump(mode="json") for run in runs),
+        device=hardware.device,
+        devices_each=1,
+        threads=hardware.threads,
+        timeout_s=hardware.rank.timeout_s,
+    )
 
 
 def _part(name: str) -> str:
@@ -132,15 +149,11 @@ def _run(
     prompts: ArtifactFile,
     hardware: Hardware,
     share: Sequence[tuple[Contest, str]],
-    base: Path,
 ) -> RankRun:
-    workspace = share[0][0].workspace
     grouped: dict[str, list[tuple[Contest, str]]] = {}
     for contest, name in share:
         grouped.setdefault(contest.workspace.fingerprint, []).append((contest, name))
     return RankRun(
-        store=workspace.store.url,
-        scratch=str(workspace.store.scratch),
         judge=judge,
         judge_artifact=None if judge_artifact is None else judge_artifact.reference,
         prompts=prompts.reference,
@@ -148,7 +161,6 @@ def _run(
         tokens_per_batch=hardware.rank.tokens_per_batch,
         contests=tuple(_chunks(group[0][0], [name for _, name in group]) for group in grouped.values()),
         pairs=sum(contest.pairs[name] for contest, name in share),
-        progress=f"{base}.progress.json",
     )
 
 
@@ -160,28 +172,6 @@ def _chunks(contest: Contest, names: Sequence[str]) -> Chunks:
         against=None if contest.against is None else contest.against.reference,
         names=tuple(names),
     )
-
-
-def _launch(runs: Sequence[RankRun], hardware: Hardware, workspace: Workspace) -> None:
-    threads = thread_environment(hardware.threads_for(len(runs)))
-    workers = [
-        Worker(
-            module=WORKER,
-            config=write_config(run, workspace.folder / f"run-{index}.json"),
-            log=workspace.log_path(f"worker-{index}"),
-            progress=Path(run.progress),
-            environment={**threads, **device_environment(hardware.device, index, 1)},
-        )
-        for index, run in enumerate(runs)
-    ]
-    total = sum(run.pairs for run in runs)
-
-    def combine(seen: Sequence[Progress]) -> Progress:
-        return Progress(stage=seen[0].stage, done=sum(progress.done for progress in seen), total=total, unit="pairs")
-
-    run_workers(workers, hardware.rank.timeout_s, workspace.report, combine)
-    for worker in workers:
-        workspace.add_log(worker.log)
 
 
 def _adopt(contest: Contest) -> dict[str, int]:

@@ -61,9 +61,7 @@ def _make(source: recipe.ModelSource, seed: int, workspace: Workspace) -> Outcom
             assert_never(source)
     _add_encoder(folder)
     tensors = _checked(folder)
-    for path in sorted(folder.iterdir()):
-        if path.name in FILES:
-            workspace.add_file(path)
+    workspace.add_files(path for path in sorted(folder.iterdir()) if path.name in FILES)
     return Outcome(f"PairRM {origin}, {tensors} tensors", {"tensors": tensors}, metrics)
 
 

@@ -1,8 +1,9 @@
 """Artifacts: found by fingerprint, committed whole, verified when opened."""
 
 from sppo.store.artifact import Artifact, ArtifactFile
-from sppo.store.manifest import FileEntry, Manifest, PartRecord
-from sppo.store.store import Identity, Outcome, Step, Store, Workspace
+from sppo.store.manifest import FileEntry, Manifest, PackSlice, PartRecord
+from sppo.store.step import Identity, Outcome, Step
+from sppo.store.store import Store, Workspace
 
 __all__ = [
     "Artifact",
@@ -11,6 +12,7 @@ __all__ = [
     "Identity",
     "Manifest",
     "Outcome",
+    "PackSlice",
     "PartRecord",
     "Step",
     "Store",

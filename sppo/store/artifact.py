@@ -1,6 +1,6 @@
 """A committed artifact, opened: its files are verified before anyone reads them."""
 
-import hashlib
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -10,17 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sppo.errors import CorruptArtifactError
-from sppo.fingerprint import file_sha256
 from sppo.store.backend import Backend
 from sppo.store.manifest import FileEntry, Manifest
+from sppo.store.objects import Objects
 
 
 class Artifact:
     """One artifact of a store. Sizes are checked when it is found, sha256 the first time a file is used."""
 
     def __init__(self, backend: Backend, manifest: Manifest, scratch: Path) -> None:
-        self._backend = backend
-        self._scratch = scratch
+        self._objects = Objects(backend, scratch, manifest.stage, manifest.fingerprint)
         self.manifest = manifest
 
     def __repr__(self) -> str:
@@ -47,28 +46,28 @@ class Artifact:
 
     def file(self, name: str) -> "ArtifactFile":
         """One content file as an input of its own: a stage that reads it alone is not disturbed by the others."""
-        for entry in self.manifest.files:
-            if entry.name == name:
-                return ArtifactFile(self, name, entry.sha256)
-        raise CorruptArtifactError(f"{self.name} has no file {name!r}; it has {', '.join(self.file_names()) or 'no files'}")
+        return ArtifactFile(self, name, self._entry(name, self.manifest.files).sha256)
 
     def path(self, name: str) -> Path:
         """A verified local path of one file, log or content; downloads it from a remote store once.
 
         Raises CorruptArtifactError if the bytes are not those of the manifest."""
-        for entry in (*self.manifest.files, *self.manifest.logs):
+        return self._objects.path(self._entry(name, (*self.manifest.files, *self.manifest.logs)))
+
+    def _entry(self, name: str, entries: tuple[FileEntry, ...]) -> FileEntry:
+        for entry in entries:
             if entry.name == name:
-                return fetch(self._backend, entry, self._key(entry), self._scratch, self._mend())
-        listed = ", ".join(self.file_names()) or "no files"
-        raise CorruptArtifactError(f"{self.name} has no file {name!r}; it has {listed}")
+                return entry
+        raise CorruptArtifactError(f"{self.name} has no file {name!r}; it has {', '.join(self.file_names()) or 'no files'}")
 
     def table(self, name: str) -> pa.Table:
         """A parquet file as an Arrow table, page checksums verified."""
-        return pq.read_table(self.path(name), page_checksum_verification=True)
+        return _read_parquet(self.path(name))
 
     def tables(self, suffix: str = ".parquet") -> pa.Table:
         """All parquet files, in the order of their names, as one table."""
-        return pa.concat_tables([self.table(name) for name in self.file_names(suffix)])
+        entries = [self._entry(name, self.manifest.files) for name in self.file_names(suffix)]
+        return pa.concat_tables([_read_parquet(path) for path in self._objects.paths(entries)])
 
     def text(self, name: str) -> str:
         """A text file's content."""
@@ -76,17 +75,11 @@ class Artifact:
 
     def folder(self) -> Path:
         """A local folder in which every content file has its plain name: what model loaders want."""
-        folder = self._scratch / "folders" / self.digest
+        folder = self._objects.scratch / "folders" / self.digest
         folder.mkdir(parents=True, exist_ok=True)
-        for entry in self.manifest.files:
-            _link(self.path(entry.name), folder / entry.name)
+        for entry, path in zip(self.manifest.files, self._objects.paths(self.manifest.files), strict=True):
+            _link(path, folder / entry.name)
         return folder
-
-    def _key(self, entry: FileEntry) -> str:
-        return entry.key(self.manifest.stage, self.manifest.fingerprint)
-
-    def _mend(self) -> str:
-        return f"delete the folder {self.reference} of the store and run again: only this artifact is recomputed"
 
 
 @dataclass(frozen=True)
@@ -108,7 +101,14 @@ class ArtifactFile:
         return self.artifact.table(self.name)
 
 
+def _read_parquet(path: Path) -> pa.Table:
+    return pq.read_table(path, page_checksum_verification=True)
+
+
 def _link(source: Path, target: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.symlink(source.resolve(), target)
+        return
     if target.is_symlink() and target.resolve() == source.resolve():
         return
     descriptor, name = tempfile.mkstemp(dir=target.parent)
@@ -116,43 +116,3 @@ def _link(source: Path, target: Path) -> None:
     os.unlink(name)
     os.symlink(source.resolve(), name)
     os.replace(name, target)
-
-
-_verified: set[tuple[str, str, int]] = set()  # (path, sha256, mtime in ns): hashed once a process
-
-
-def fetch(backend: Backend, entry: FileEntry, key: str, scratch: Path, mend: str) -> Path:
-    """A verified local file holding an entry's bytes: the store's own on a local store, else a copy in scratch."""
-    own = backend.local_path(key)
-    path = own if own is not None else scratch / "objects" / entry.sha256
-    if own is None and not (path.exists() and path.stat().st_size == entry.size):
-        _download(backend, entry, key, path, mend)
-    if not path.exists():
-        raise CorruptArtifactError(f"object {key} is missing; {mend}")
-    mark = (str(path), entry.sha256, path.stat().st_mtime_ns)
-    if mark not in _verified:
-        found = file_sha256(path)
-        if found != entry.sha256:
-            if own is None:
-                path.unlink()  # a bad copy of ours: the next use downloads it again
-            raise CorruptArtifactError(f"object {key} has sha256 {found[:16]}, expected {entry.sha256[:16]}; {mend}")
-        _verified.add(mark)
-    return path
-
-
-def _download(backend: Backend, entry: FileEntry, key: str, path: Path, mend: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".reading-")
-    digest = hashlib.sha256()
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            for block in backend.blocks(key):
-                digest.update(block)
-                stream.write(block)
-        if digest.hexdigest() != entry.sha256:
-            raise CorruptArtifactError(
-                f"object {key} has sha256 {digest.hexdigest()[:16]}, expected {entry.sha256[:16]}; {mend}"
-            )
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -15,6 +15,19 @@ Record = TypeVar("Record", bound=BaseModel)
 SHA256 = r"^[0-9a-f]{64}$"
 
 
+class PackSlice(BaseModel):
+    """Where a small file lies that was stored in one object with others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(pattern=SHA256)
+    """Of the whole pack."""
+    size: int = Field(ge=0)
+    """Bytes of the whole pack."""
+    offset: int = Field(ge=0)
+    """Where the file's first byte is."""
+
+
 class FileEntry(BaseModel):
     """One file of an artifact."""
 
@@ -25,6 +38,8 @@ class FileEntry(BaseModel):
     size: int = Field(ge=0)
     """Bytes."""
     sha256: str = Field(pattern=SHA256)
+    pack: PackSlice | None = None
+    """None for a file that is an object of its own."""
 
     @field_validator("name")
     @classmethod
@@ -34,8 +49,15 @@ class FileEntry(BaseModel):
         return name
 
     def key(self, stage: str, fingerprint: str) -> str:
-        """Where the bytes lie: addressed by content, so two writers can never mix their files."""
+        """The object that holds the bytes: addressed by content, so two writers can never mix their files."""
+        if self.pack is not None:
+            return f"{stage}/{fingerprint}/packs/{self.pack.sha256[:16]}"
         return f"{stage}/{fingerprint}/files/{self.sha256[:16]}/{self.name}"
+
+    @property
+    def object_size(self) -> int:
+        """Bytes of that object."""
+        return self.size if self.pack is None else self.pack.size
 
 
 class PartRecord(BaseModel):
@@ -46,6 +68,9 @@ class PartRecord(BaseModel):
     name: str
     files: tuple[FileEntry, ...]
     counts: dict[str, int] = {}
+
+    def to_bytes(self) -> bytes:
+        return (self.model_dump_json(indent=1, exclude_none=True) + "\n").encode()
 
 
 class Manifest(BaseModel):
@@ -80,7 +105,14 @@ class Manifest(BaseModel):
         return content_digest(self.files)
 
     def to_bytes(self) -> bytes:
-        return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+        return (
+            json.dumps(self.model_dump(mode="json", exclude_none=True), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        ).encode()
+
+
+def mend(stage: str, fingerprint: str) -> str:
+    """What to do about an object that is missing or damaged."""
+    return f"delete the folder {stage}/{fingerprint} of the store and run again: only this artifact is recomputed"
 
 
 def content_digest(files: tuple[FileEntry, ...]) -> str:

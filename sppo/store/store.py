@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -24,62 +23,18 @@ import pyarrow.parquet as pq
 
 from sppo import __version__
 from sppo.errors import CorruptArtifactError, StoreError
-from sppo.fingerprint import file_sha256, stage_fingerprint
 from sppo.progress import Report, silent
-from sppo.store.artifact import Artifact, ArtifactFile, fetch
+from sppo.store.artifact import Artifact
 from sppo.store.backend import Backend, open_backend
 from sppo.store.manifest import FileEntry, Manifest, PartRecord, identity_difference, parse_record
+from sppo.store.objects import Objects
+from sppo.store.parallel import in_parallel
+from sppo.store.scratch import open_scratch
+from sppo.store.step import Identity, Outcome, Step
 
 log = logging.getLogger(__name__)
 
 REFERENCE = re.compile(r"^[a-z][a-z-]{0,40}/[0-9a-f]{64}$")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What makes a step's result what it is."""
-
-    stage: str
-    version: int
-    """Raised when the stage's code changes what it computes."""
-    recipe: Mapping[str, object]
-    """The part of the recipe that the stage reads, as plain JSON values."""
-    inputs: Mapping[str, "Artifact | ArtifactFile | str"]
-    """Artifacts, single files of them, or the digest of something outside the store."""
-
-    @property
-    def input_digests(self) -> dict[str, str]:
-        return {name: source if isinstance(source, str) else source.digest for name, source in self.inputs.items()}
-
-    @property
-    def lineage(self) -> dict[str, str]:
-        return {
-            name: f"outside:{source[:16]}" if isinstance(source, str) else source.reference
-            for name, source in self.inputs.items()
-        }
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256, 64 hex digits."""
-        return stage_fingerprint(self.stage, self.version, self.recipe, self.input_digests)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a step says when its files are written."""
-
-    summary: str
-    """For the log line: counts in words, such as `20000 prompts x 5 responses, 0 dropped`."""
-    counts: Mapping[str, int] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Step:
-    """An identity and the function that makes the artifact."""
-
-    identity: Identity
-    run: "Callable[[Workspace], Outcome]"
 
 
 class Store:
@@ -96,7 +51,7 @@ class Store:
     def check_writable(self) -> None:
         """Write, read back and delete a small record. Raises StoreError naming the store, before any work starts."""
         key = f"checks/{time.time_ns()}"
-        if not self.backend.create(key, b"writable") or self.backend.read(key) != b"writable":
+        if not self.backend.create(key, b"writable"):  # which reads it back
             raise StoreError(f"the store at {self.url} did not keep a test record; check that it is writable")
         if self.backend.create(key, b"again"):
             raise StoreError(
@@ -114,14 +69,7 @@ class Store:
         if content is None:
             return None
         manifest = parse_record(Manifest, content, key)
-        for entry in (*manifest.files, *manifest.logs):
-            size = self.backend.size(entry.key(stage, fingerprint))
-            if size != entry.size:
-                found = "missing" if size is None else f"{size} bytes"
-                raise CorruptArtifactError(
-                    f"object {entry.key(stage, fingerprint)} is {found}, expected {entry.size} bytes; "
-                    f"delete the folder {stage}/{fingerprint} of the store and run again: only this artifact is recomputed"
-                )
+        Objects(self.backend, self.scratch, stage, fingerprint).check((*manifest.files, *manifest.logs))
         return Artifact(self.backend, manifest, self.scratch)
 
     def open(self, reference: str) -> Artifact:
@@ -187,12 +135,14 @@ class Store:
             files=tuple(sorted(workspace.files, key=lambda entry: entry.name)),
             logs=tuple(sorted(workspace.logs, key=lambda entry: entry.name)),
             counts=dict(outcome.counts),
-            metrics=dict(outcome.metrics),
+            metrics={**outcome.metrics, **workspace.metrics},
             seconds=round(seconds, 3),
             code_version=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         created = self.backend.create(f"{identity.stage}/{identity.fingerprint}/manifest.json", manifest.to_bytes())
+        for key in self.backend.list(f"{identity.stage}/{identity.fingerprint}/work"):
+            self.backend.delete(key)  # who was at work: of no use any more
         artifact = self.find(identity.stage, identity.fingerprint)
         if artifact is None:
             raise StoreError(f"the manifest of {identity.stage}/{identity.fingerprint} was written and is not there")
@@ -216,7 +166,10 @@ class Workspace:
         self.report = report
         self.files: list[FileEntry] = []
         self.logs: list[FileEntry] = []
+        self.metrics: dict[str, float] = {}
+        """Of the making, added to the outcome's."""
         self._folder: Path | None = None
+        self._objects = Objects(store.backend, store.scratch, stage, fingerprint)
 
     @property
     def folder(self) -> Path:
@@ -225,24 +178,31 @@ class Workspace:
             base = self.store.scratch / "work"
             base.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(dir=base, prefix=f"{self.stage}-{self.fingerprint[:8]}-"))
+            open_scratch(self.store.scratch).hold(f"work/{self._folder.name}")
         return self._folder
 
     def log_path(self, name: str) -> Path:
         """Where a worker process of this attempt logs: it stays there if the attempt fails, for its error names it."""
-        folder = self.store.scratch / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
         # runs of two stores may work on one fingerprint at a time, and each has its own process
-        return folder / f"{self.stage}-{self.fingerprint[:8]}-{os.getpid()}-{name}.log"
+        log_name = f"{self.stage}-{self.fingerprint[:8]}-{os.getpid()}-{name}.log"
+        return open_scratch(self.store.scratch).hold(f"logs/{log_name}")[0]
 
     def upload(self, path: Path) -> FileEntry:
         """Store a file's bytes under its content key; it belongs to nothing until a record names it."""
-        entry = FileEntry(name=path.name, size=path.stat().st_size, sha256=file_sha256(path))
-        self.store.backend.put_file(entry.key(self.stage, self.fingerprint), path)
-        return entry
+        return self._objects.upload([path])[0]
+
+    def upload_all(self, paths: Iterable[Path]) -> list[FileEntry]:
+        """Store the bytes of several files, several at a time, the small ones of a remote store in packs: their entries, in
+        order. They belong to nothing until a record names them."""
+        return self._objects.upload(list(paths))
 
     def add_file(self, path: Path) -> None:
         """Store a file as content of the artifact."""
         self.files.append(self.upload(path))
+
+    def add_files(self, paths: Iterable[Path]) -> None:
+        """Store files as content of the artifact, several at a time."""
+        self.files.extend(self.upload_all(paths))
 
     def add_table(self, table: pa.Table, name: str) -> None:
         """Store an Arrow table as parquet."""
@@ -261,10 +221,12 @@ class Workspace:
 
     def commit_part(self, name: str, paths: Iterable[Path], counts: Mapping[str, int] | None = None) -> PartRecord:
         """Store files and then, once, the record that makes them a part. The first writer's part is returned."""
-        entries = tuple(self.upload(path) for path in paths)
-        record = PartRecord(name=name, files=entries, counts=dict(counts or {}))
-        content = (record.model_dump_json(indent=1) + "\n").encode()
-        if self.store.backend.create(self._part_key(name), content):
+        return self.commit_entries(name, self.upload_all(paths), counts)
+
+    def commit_entries(self, name: str, entries: Iterable[FileEntry], counts: Mapping[str, int] | None = None) -> PartRecord:
+        """The record of a part whose files are uploaded, by whichever machines."""
+        record = PartRecord(name=name, files=tuple(entries), counts=dict(counts or {}))
+        if self.store.backend.create(self._part_key(name), record.to_bytes()):
             return record
         existing = self.part(name)
         if existing is None:
@@ -284,9 +246,11 @@ class Workspace:
 
     def part_path(self, entry: FileEntry) -> Path:
         """A verified local copy of a part's file."""
-        key = entry.key(self.stage, self.fingerprint)
-        mend = f"delete the folder {self.stage}/{self.fingerprint} of the store and run again: only this artifact is recomputed"
-        return fetch(self.store.backend, entry, key, self.store.scratch, mend)
+        return self._objects.path(entry)
+
+    def part_paths(self, record: PartRecord) -> list[Path]:
+        """Verified local copies of a part's files, in order, several fetched at a time."""
+        return self._objects.paths(record.files)
 
     def adopt_part(self, record: PartRecord) -> None:
         """Make a part's files content of the artifact."""
@@ -298,10 +262,8 @@ class Workspace:
         if record is None:
             return
         self.store.backend.delete(self._part_key(name))
-        kept = {entry.sha256 for entry in keep}
-        for entry in record.files:
-            if entry.sha256 not in kept:
-                self.store.backend.delete(entry.key(self.stage, self.fingerprint))
+        dropped = {self._objects.key(entry) for entry in record.files} - {self._objects.key(entry) for entry in keep}
+        in_parallel(self.store.backend.delete, sorted(dropped))
 
     def clean(self) -> None:
         """Remove the scratch folder."""

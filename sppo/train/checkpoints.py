@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sppo.errors import TrainError
-from sppo.store import Workspace
+from sppo.launch import Place
+from sppo.store import FileEntry, Workspace
 from sppo.train.run import TrainRun
 
 log = logging.getLogger(__name__)
@@ -59,21 +60,30 @@ def latest(workspace: Workspace, layout: str) -> str | None:
     return None
 
 
-def save(engine: Any, run: TrainRun, workspace: Workspace, step: int, metrics: Path, rank: int) -> None:
-    """Commit a checkpoint, then drop the older ones. All ranks call this together."""
+def save(engine: Any, place: Place, run: TrainRun, workspace: Workspace, step: int, metrics: Path) -> None:
+    """Commit a checkpoint, then drop the older ones. All ranks call this together; each machine uploads what it wrote."""
     from torch import distributed
 
-    folder = Path(run.folder) / "checkpoints"
+    folder = place.folder / "checkpoints"
     name = checkpoint_name(step, run.layout)
+    (folder / name).mkdir(parents=True, exist_ok=True)
     engine.save_checkpoint(str(folder), tag=name, save_latest=False)
     distributed.barrier()  # every rank's files are complete
-    if rank == 0:
+    first = distributed.get_rank() == 0
+    if first:
         shutil.copyfile(metrics, folder / name / METRICS)
-        record = workspace.commit_part(name, sorted((folder / name).iterdir()), {"steps": step})
+    mine = workspace.upload_all(sorted((folder / name).iterdir())) if place.index == 0 else []
+    gathered: list[list[FileEntry]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(gathered, mine)
+    if first:
+        entries = {entry.name: entry for each in gathered for entry in each}
+        workspace.commit_entries(name, [entries[key] for key in sorted(entries)], {"steps": step})
         drop(workspace, name)
-        shutil.rmtree(folder)
-        log.info("checkpoint %s: %d files", name, len(record.files))
+        log.info("checkpoint %s: %d files", name, len(entries))
     distributed.barrier()  # nobody writes the next one into a folder that is going away
+    if place.index == 0:
+        shutil.rmtree(folder)
+    distributed.barrier()
 
 
 def drop(workspace: Workspace, newest: str | None = None) -> None:
@@ -84,7 +94,7 @@ def drop(workspace: Workspace, newest: str | None = None) -> None:
             workspace.drop_part(name, keep=() if record is None else record.files)
 
 
-def restore(engine: Any, run: TrainRun, workspace: Workspace, metrics: Path, rank: int) -> int:
+def restore(engine: Any, place: Place, run: TrainRun, workspace: Workspace, metrics: Path) -> int:
     """Continue from `run.resume_from`, if there is one: the number of steps already done. All ranks call this together.
 
     Raises CorruptArtifactError for a file whose sha256 differs, TrainError if DeepSpeed does not take the checkpoint."""
@@ -93,14 +103,14 @@ def restore(engine: Any, run: TrainRun, workspace: Workspace, metrics: Path, ran
     name = run.resume_from
     if name is None:
         return 0
-    folder = Path(run.folder) / "resumed"
-    if rank == 0:
+    folder = place.folder / "resumed"
+    if place.index == 0:
         record = workspace.part(name)
         if record is None:
             raise TrainError(f"the checkpoint {name} is gone from the store; run again")
         (folder / name).mkdir(parents=True)
-        for entry in record.files:
-            (folder / name / entry.name).symlink_to(workspace.part_path(entry).resolve())
+        for entry, path in zip(record.files, workspace.part_paths(record), strict=True):
+            (folder / name / entry.name).symlink_to(path.resolve())
         shutil.copyfile(folder / name / METRICS, metrics)
     distributed.barrier()
     loaded, _ = engine.load_checkpoint(str(folder), tag=name)

@@ -75,20 +75,21 @@ def connect(run: TrainRun) -> tuple[int, int, str]:
     import torch
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     timeout = timedelta(seconds=run.hardware.timeout_s)
     if run.device == "cpu":
         # Not compatible, any of them: probing runs compilers, and building deepspeed_shm_comm takes minutes.
         deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(dist_backend="gloo", timeout=timeout, verbose=False)
         return rank, world_size, "cpu"
-    if torch.cuda.device_count() < world_size:
+    if torch.cuda.device_count() < local_size:
         raise LaunchError(
-            f"train.processes is {world_size} and this machine shows {torch.cuda.device_count()} GPUs; expected one each: "
+            f"train.processes is {local_size} and this machine shows {torch.cuda.device_count()} GPUs; expected one each: "
             "choose hardware with fewer processes, or check CUDA_VISIBLE_DEVICES"
         )
-    torch.cuda.set_device(rank)
+    torch.cuda.set_device(local)
     deepspeed.init_distributed(dist_backend="nccl", timeout=timeout, verbose=False)
-    return rank, world_size, f"cuda:{rank}"
+    return rank, world_size, f"cuda:{local}"
 
 
 def load_policy(run: TrainRun, folder: Path) -> Any:

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sppo.errors import TrainError
+from sppo.launch import Place
 from sppo.loss import on_papers_scale, sppo_loss
 from sppo.progress import Progress, ProgressFile
-from sppo.store import Artifact, Store, Workspace
+from sppo.store import Artifact, Workspace
 from sppo.store.store import write_parquet
 from sppo.train import batches, checkpoints, engine, weights
 from sppo.train.examples import Examples, TrainingResponse, open_examples
@@ -36,6 +37,7 @@ SUMS = ("loss", "best", "bests", "worst", "worsts", "tokens")
 class Rank:
     """What one process works with."""
 
+    place: Place
     run: TrainRun
     number: int
     world_size: int
@@ -50,8 +52,8 @@ class Rank:
         return self.number == 0
 
     def file(self, name: str) -> Path:
-        """A file of this attempt, shared by the ranks."""
-        return Path(self.run.folder) / name
+        """A file of this attempt, shared by the machine's ranks."""
+        return self.place.folder / name
 
     def share(self, batch: Sequence[int], steps: int) -> list[list[int]]:
         """This rank's micro-batches of a batch of prompts."""
@@ -69,25 +71,26 @@ class Rank:
         return pad([(ids, response.token_ids) for ids, response in pairs]), [response for _, response in pairs]
 
 
-def train(run: TrainRun) -> None:
+def train(place: Place, run: TrainRun) -> None:
     """Train pi_{t+1} and commit it as the part `result`. One call a process, all at once."""
     number, world_size, device = engine.connect(run)
-    rank, policy = _open(run, number, world_size, device)
+    rank, policy = _open(place, run, number, world_size, device)
     metrics = rank.file(checkpoints.METRICS)
-    done = checkpoints.restore(rank.engine, run, rank.workspace, metrics, number)
+    done = checkpoints.restore(rank.engine, place, run, rank.workspace, metrics)
     reference = _reference(rank)
     _steps(rank, reference, done, metrics)
     files = weights.write_policy(rank.engine.module, policy.folder(), rank.file("policy"), rank.is_first)
     if rank.is_first:
-        rank.workspace.commit_part(RESULT, [*files, metrics], {"resumed_from_step": done})
+        counts = {"resumed_from_step": done, "micro_batch": run.hardware.micro_batch}
+        rank.workspace.commit_part(RESULT, [*files, metrics], counts)
         checkpoints.drop(rank.workspace)
     rank.engine.destroy()
 
 
-def _open(run: TrainRun, number: int, world_size: int, device: str) -> tuple[Rank, Artifact]:
+def _open(place: Place, run: TrainRun, number: int, world_size: int, device: str) -> tuple[Rank, Artifact]:
     import torch
 
-    store = Store(run.store, Path(run.scratch))
+    store = place.open_store()
     policy = store.open(run.policy)
     examples = open_examples(
         store.open(run.prompts).file(run.prompts_file),
@@ -95,8 +98,8 @@ def _open(run: TrainRun, number: int, world_size: int, device: str) -> tuple[Ran
         store.open(run.targets),
         run.training.max_tokens,
     )
-    if number == 0:
-        policy.folder()  # fetched and linked by one rank, found by the others
+    if place.index == 0:
+        policy.folder()  # fetched and linked by one rank of the machine, found by the others
     torch.distributed.barrier()
     model = engine.load_policy(run, policy.folder())
     weights.parameters_of(model, policy.folder())  # what could not be written at the end is refused now
@@ -105,7 +108,7 @@ def _open(run: TrainRun, number: int, world_size: int, device: str) -> tuple[Ran
     if run.dtype == "bfloat16" and run.resume_from is None:
         weights.set_masters(model, policy.folder())
     workspace = store.workspace("train", run.fingerprint)
-    return Rank(run, number, world_size, device, workspace, examples, opened, log_probs), policy
+    return Rank(place, run, number, world_size, device, workspace, examples, opened, log_probs), policy
 
 
 def _reference(rank: Rank) -> npt.NDArray[np.float64]:
@@ -160,7 +163,7 @@ def _steps(rank: Rank, reference: npt.NDArray[np.float64], done: int, metrics: P
     """All optimizer steps from `done` on, with a checkpoint every so many."""
     run = rank.run
     schedule = schedule_of(run.training, len(rank.examples.prompts))
-    progress = ProgressFile(run.progress)
+    progress = ProgressFile(rank.place.progress)
     order: list[list[int]] = []
     for step in range(done, schedule.stop):
         epoch, position = divmod(step, schedule.steps_per_epoch)
@@ -181,7 +184,7 @@ def _steps(rank: Rank, reference: npt.NDArray[np.float64], done: int, metrics: P
             note = f"loss {line['loss']:.4f}, {line['tokens_per_s']:,.0f} tokens/s"
             progress(Progress(stage="train", done=step + 1, total=schedule.stop, unit="steps", note=note))
         if (step + 1) % run.hardware.checkpoint_steps == 0 and step + 1 < schedule.stop:
-            checkpoints.save(rank.engine, run, rank.workspace, step + 1, metrics, rank.number)
+            checkpoints.save(rank.engine, rank.place, run, rank.workspace, step + 1, metrics)
 
 
 def _step(rank: Rank, batch: Sequence[int], reference: npt.NDArray[np.float64], rate: float) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """What a training process is told: its run.json."""
 
-from pathlib import Path
 from typing import Literal
 
 from sppo.configuration import Frozen
@@ -11,12 +10,6 @@ from sppo.recipe import Training
 class TrainRun(Frozen):
     """One training, concretely. Equal for all ranks; the environment says which rank a process is."""
 
-    store: str
-    """URL."""
-    scratch: str
-    """Folder for downloads, shared by the ranks."""
-    folder: str
-    """Folder of this attempt, shared by the ranks."""
     fingerprint: str
     """Of the artifact in the making."""
     iteration: int
@@ -40,12 +33,7 @@ class TrainRun(Frozen):
         """What a DeepSpeed checkpoint is tied to: the number of ranks and the ZeRO stage."""
         return layout(self.hardware)
 
-    @property
-    def progress(self) -> Path:
-        """Where rank 0 writes its progress."""
-        return Path(self.folder) / "progress.json"
-
 
 def layout(hardware: TrainHardware) -> str:
     """Ranks and ZeRO stage in a word, such as `ranks2-zero3`."""
-    return f"ranks{hardware.processes}-zero{hardware.zero_stage}"
+    return f"ranks{hardware.ranks}-zero{hardware.zero_stage}"

@@ -1,11 +1,13 @@
 """The train stage as the store sees it: identity, everything that can be refused before a process starts, and the outcome."""
 
 import json
-from pathlib import Path
+import logging
+import uuid
+from collections.abc import Callable
 
-from sppo import launch
-from sppo.errors import TrainError
-from sppo.hardware import Hardware
+from sppo.errors import OutOfMemoryError, TrainError
+from sppo.hardware import Hardware, TrainHardware
+from sppo.launch import HERE, Group, Launcher, Ranks, keep_accounts
 from sppo.recipe import Recipe
 from sppo.stages import stage_identity
 from sppo.store import Artifact, Outcome, PartRecord, Step, Workspace
@@ -16,6 +18,8 @@ from sppo.train.examples import Examples, open_examples
 from sppo.train.run import TrainRun, layout
 from sppo.train.schedule import schedule_of
 
+log = logging.getLogger(__name__)
+
 
 def step(
     recipe: Recipe,
@@ -25,6 +29,7 @@ def step(
     prompts: ArtifactFile,
     responses: Artifact,
     targets: Artifact,
+    launch: Launcher = HERE,
 ) -> Step:
     """The next policy, pi_{t+1} = argmin E (log pi_theta/pi_t - eta (P - 1/2))^2, as a policy folder with fp32 weights.
 
@@ -40,15 +45,13 @@ def step(
     )
 
     def run(workspace: Workspace) -> Outcome:
-        accumulation = hardware.accumulation_steps(recipe.training.global_batch)
+        hardware.accumulation_steps(recipe.training.global_batch)  # refused if it does not divide
         check_hardware(hardware, recipe.policy.dtype)
         examples = open_examples(prompts, responses, targets, recipe.training.max_tokens)
         check_enough(examples, recipe.training.global_batch)
-        if workspace.part("result") is None:
-            told = TrainRun(
-                store=workspace.store.url,
-                scratch=str(workspace.store.scratch),
-                folder=str(workspace.folder),
+
+        def told(machine: TrainHardware) -> TrainRun:
+            return TrainRun(
                 fingerprint=identity.fingerprint,
                 iteration=iteration,
                 seed=recipe.seed,
@@ -60,11 +63,13 @@ def step(
                 targets=targets.reference,
                 training=recipe.training,
                 device=hardware.device,
-                hardware=hardware.train,
-                accumulation_steps=accumulation,
-                resume_from=checkpoints.latest(workspace, layout(hardware.train)),
+                hardware=machine,
+                accumulation_steps=recipe.training.global_batch // (machine.ranks * machine.micro_batch),
+                resume_from=checkpoints.latest(workspace, layout(machine)),
             )
-            _launch(told, hardware, workspace)
+
+        if workspace.part("result") is None:
+            _train(told, hardware, workspace, launch)
         return _outcome(recipe, examples, workspace)
 
     return Step(identity, run)
@@ -81,29 +86,40 @@ def check_enough(examples: Examples, global_batch: int) -> None:
         )
 
 
-def rank_workers(run: TrainRun, config: Path, port: int, threads: int, workspace: Workspace) -> list[launch.Worker]:
-    """One process a rank, all told the same."""
-    processes = run.hardware.processes
-    shared = launch.thread_environment(threads)
+def rank_groups(run: TrainRun, hardware: Hardware) -> list[Group]:
+    """One group a machine, one process a rank; all ranks are told the same."""
+    nodes, processes = run.hardware.nodes, run.hardware.processes
+    meeting = f"train/{run.fingerprint}/work/{uuid.uuid4().hex}.meeting.json" if nodes > 1 else None
     return [
-        launch.Worker(
+        Group(
+            stage="train",
+            fingerprint=run.fingerprint,
+            number=node + 1,
+            of=nodes,
             module="sppo.workers.train",
-            config=config,
-            log=workspace.log_path(f"rank-{rank}"),
-            progress=run.progress,
-            environment={**launch.rank_environment(rank, processes, port), **shared},
+            works=(run.model_dump(mode="json"),) * processes,
+            device=hardware.device,
+            devices_each=1,
+            threads=hardware.threads,
+            timeout_s=run.hardware.timeout_s,
+            ranks=Ranks(first=node * processes, size=run.hardware.ranks, meeting=meeting),
         )
-        for rank in range(processes)
+        for node in range(nodes)
     ]
 
 
-def _launch(run: TrainRun, hardware: Hardware, workspace: Workspace) -> None:
-    config = launch.write_config(run, workspace.folder / "run.json")
-    threads = hardware.threads_for(run.hardware.processes)
-    workers = rank_workers(run, config, launch.free_port(), threads, workspace)
-    launch.run_workers(workers, run.hardware.timeout_s, workspace.report, lambda seen: seen[0])
-    for worker in workers:
-        workspace.add_log(worker.log)
+def _train(told: Callable[[TrainHardware], TrainRun], hardware: Hardware, workspace: Workspace, launch: Launcher) -> None:
+    """Train, with half the micro-batch as often as a device runs out of memory: the accumulation grows, the result stays."""
+    machine = hardware.train
+    while True:
+        try:
+            keep_accounts(workspace, launch.run(rank_groups(told(machine), hardware), workspace.store, workspace.report))
+            return
+        except OutOfMemoryError as error:
+            if machine.micro_batch % 2:
+                raise
+            machine = machine.model_copy(update={"micro_batch": machine.micro_batch // 2})
+            log.warning("train: out of memory, micro_batch halved to %d: %s", machine.micro_batch, error)
 
 
 def _outcome(recipe: Recipe, examples: Examples, workspace: Workspace) -> Outcome:

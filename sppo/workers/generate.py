@@ -5,14 +5,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sppo import engines
 from sppo.engines import Engine, Request, Sample
 from sppo.errors import PolicyError
-from sppo.generate import CHUNK, RATE, DrawTask, GenerateResult, GenerateRun, chunk_name, prompt_seed
-from sppo.launch import worker_main, write_config
+from sppo.generate import CHUNK, DrawTask, GenerateResult, GenerateRun, chunk_name, prompt_seed
+from sppo.launch import RATE, Place, run_work, write_config
 from sppo.policy import load_tokenizer
 from sppo.progress import Progress, ProgressFile
 from sppo.records import Prompt, Response, from_table, to_table
@@ -137,24 +136,35 @@ def answer_all(engine: Engine, writer: ChunkWriter, report: ProgressFile, total:
     return tokens, time.monotonic() - started
 
 
-def main(config: Path) -> None:
+def missing(run: GenerateRun, workspaces: list[Workspace]) -> GenerateRun:
+    """The run without the chunks that another attempt has committed since it was planned."""
+    draws = tuple(
+        task.model_copy(update={"chunks": tuple(chunk for chunk in task.chunks if workspace.part(chunk_name(chunk)) is None)})
+        for task, workspace in zip(run.draws, workspaces, strict=True)
+    )
+    return run.model_copy(update={"draws": draws})
+
+
+def work(place: Place, run: GenerateRun) -> None:
     """Draw a share of chunks and commit each as it finishes."""
-    run = GenerateRun.model_validate_json(config.read_text(encoding="utf-8"))
-    store = Store(run.store, run.scratch)
+    store = place.open_store()
     workspaces = [store.workspace(task.stage, task.fingerprint) for task in run.draws]
-    folder = store.open(run.policy).folder()
-    writer = ChunkWriter(run, workspaces, load_tokenizer(folder))
-    total = sum(len(writer.positions(draw, chunk)) for draw, task in enumerate(run.draws) for chunk in task.chunks)
-    report = ProgressFile(run.progress)
-    report(Progress(stage="generate", done=0, total=total, unit="prompts", note="loading the engine"))
-    started = time.monotonic()
-    engine = engines.load(folder, run.settings)
-    load_s = time.monotonic() - started
-    tokens, seconds = answer_all(engine, writer, report, total)
-    write_config(GenerateResult(tokens=tokens, seconds=seconds, load_s=load_s), run.result)
+    run = missing(run, workspaces)
+    tokens, seconds, load_s = 0, 0.0, 0.0
+    if any(task.chunks for task in run.draws):
+        folder = store.open(run.policy).folder()
+        writer = ChunkWriter(run, workspaces, load_tokenizer(folder))
+        total = sum(len(writer.positions(draw, chunk)) for draw, task in enumerate(run.draws) for chunk in task.chunks)
+        report = ProgressFile(place.progress)
+        report(Progress(stage="generate", done=0, total=total, unit="prompts", note="loading the engine"))
+        started = time.monotonic()
+        engine = engines.load(folder, run.settings)
+        load_s = time.monotonic() - started
+        tokens, seconds = answer_all(engine, writer, report, total)
+    write_config(GenerateResult(tokens=tokens, seconds=seconds, load_s=load_s), place.result)
     for workspace in workspaces:
         workspace.clean()
 
 
 if __name__ == "__main__":
-    worker_main(main)
+    run_work(GenerateRun, work)

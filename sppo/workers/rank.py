@@ -1,13 +1,11 @@
 """`python -m sppo.workers.rank run.json`: judges chunks of contests, one after the other, and commits each as a part."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 
 from sppo.judges import Logits, Match, check_finite, load, tally
 from sppo.judges.contest import Chunks, RankRun, all_answers, answers_in
-from sppo.launch import worker_main
+from sppo.launch import Place, run_work
 from sppo.progress import Progress, ProgressFile
 from sppo.records import Comparison, Duel, to_table
 from sppo.store import Artifact, Store
@@ -16,14 +14,13 @@ from sppo.store.store import write_parquet
 Messages = dict[str, list[dict[str, str]]]
 
 
-def work(config: Path) -> None:
-    """One judge load, then every chunk of every contest that a run.json names."""
-    run = RankRun.model_validate_json(config.read_text(encoding="utf-8"))
-    store = Store(run.store, Path(run.scratch))
+def work(place: Place, run: RankRun) -> None:
+    """One judge load, then every chunk of every contest that is still missing."""
+    store = place.open_store()
     messages = _messages(store, run.prompts)
     folder = None if run.judge_artifact is None else store.open(run.judge_artifact).folder()
     judge = load(run.judge, folder, run.device, run.tokens_per_batch)
-    report = ProgressFile(Path(run.progress))
+    report = ProgressFile(place.progress)
     done = 0
 
     def pass_on(progress: Progress) -> None:
@@ -34,11 +31,17 @@ def work(config: Path) -> None:
         others = {} if chunks.against is None else all_answers(store.open(chunks.against))
         for name in chunks.names:
             matches = _matches(chunks, responses, name, others, messages)
-            logits = judge.judge(matches, pass_on)
-            check_finite(matches, logits, _mend(run))
-            _commit(store, chunks, name, matches, logits, others)
+            if not _committed(store, chunks, name):
+                logits = judge.judge(matches, pass_on)
+                check_finite(matches, logits, _mend(run))
+                _commit(store, chunks, name, matches, logits, others)
             done += sum(len(match.pairs) for match in matches)
             report(Progress(stage=chunks.stage, done=done, total=run.pairs, unit="pairs"))
+
+
+def _committed(store: Store, chunks: Chunks, name: str) -> bool:
+    """Whether another attempt has judged this chunk since the run was planned."""
+    return store.workspace(chunks.stage, chunks.fingerprint).part(name.removesuffix(".parquet")) is not None
 
 
 def _mend(run: RankRun) -> str:
@@ -98,4 +101,4 @@ def _duel(match: Match, found: Logits, rivals: int) -> Duel:
 
 
 if __name__ == "__main__":
-    worker_main(work)
+    run_work(RankRun, work)

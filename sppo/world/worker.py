@@ -1,9 +1,9 @@
 """`python -m sppo.world.worker run.json`: one fit of the tiny world in a process of its own."""
 
 import json
-import sys
 from pathlib import Path
 
+from sppo.launch import worker_main
 from sppo.progress import ProgressFile
 from sppo.world.fitting import Fit
 
@@ -24,4 +24,4 @@ def main(config: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    worker_main(main)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from flows.evaluation import sppo_evaluation
-from flows.inspection import show_status
 from flows.iteration import sppo_iteration
+from flows.status import show_status
 from flows.survey import survey
 from sppo.errors import RunError
 from sppo.hardware import load_hardware
@@ -28,31 +27,14 @@ Arguments = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def deployed(small: Arguments, prefect: Callable[..., str]) -> str:
-    """Iteration 1 as the server knows it: deployed from prefect.yaml, run by a worker. Gives the flow run's log."""
-    prefect("work-pool", "create", "sppo", "--type", "process")
-    prefect("--no-prompt", "deploy", "--all")
-    prefect("deployment", "run", "sppo-iteration/iter1", "--params", json.dumps({**small, "run": RUN}))
-    prefect("worker", "start", "--pool", "sppo", "--run-once")
-    [flow_run] = json.loads(prefect("flow-run", "ls", "--flow-name", "sppo-iteration", "--output", "json"))
-    assert (flow_run["name"], flow_run["state_type"]) == (f"{RUN} · iteration 1", "COMPLETED")
-    return prefect("flow-run", "logs", flow_run["id"])
-
-
-@pytest.fixture(scope="module")
-def store(small: Arguments, deployed: str) -> Store:
-    return Store(small["store"])
-
-
-@pytest.fixture(scope="module")
-def first(store: Store) -> IterationIndex:
+def first(small: Arguments) -> IterationIndex:
     """Iteration 1, run once for all tests here."""
-    return read_iteration(store, RUN, 1)
+    return sppo_iteration(**small, run=RUN, iteration=1, ahead=True)
 
 
-def test_a_prefect_worker_hands_on_our_line_for_each_stage(deployed: str) -> None:
-    for stage in ("policy", "judge", "split", "generate", "rank", "estimate", "train", "sample", "duel", "evaluate"):
-        assert f"| {stage}: " in deployed or f" - {stage}: " in deployed
+@pytest.fixture(scope="module")
+def store(small: Arguments, first: IterationIndex) -> Store:
+    return Store(small["store"])
 
 
 def manifests(store: Store) -> dict[str, bytes]:

@@ -8,7 +8,17 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed
 
-from sppo.errors import CorruptArtifactError, LaunchError, PromptError, RecipeError, SppoError, StoreError
+from sppo.errors import (
+    CorruptArtifactError,
+    LaunchError,
+    OutOfMemoryError,
+    PromptError,
+    RecipeError,
+    SppoError,
+    StoppedError,
+    StoreError,
+    TimeUpError,
+)
 from sppo.stages import STAGES
 from tasks.options import COMMON, retry_helps
 
@@ -37,6 +47,9 @@ def test_every_stage_has_one_task_of_its_name_that_keeps_no_result(stage: str) -
         (StoreError("the bucket is out of reach"), True),
         (LaunchError("signal SIGKILL"), True),
         (CorruptArtifactError("other bytes"), False),
+        (OutOfMemoryError("a micro-batch of one does not fit"), False),
+        (TimeUpError("not done after 3600 s"), False),
+        (StoppedError("cancelled"), False),
         (PromptError("an empty prompt"), False),
         (RecipeError("an unknown key"), False),
         (ValueError("a fault of ours"), False),

@@ -11,8 +11,9 @@ from sppo import generate, policy
 from sppo.engines import EngineSettings, Request, Sample, load
 from sppo.engines.vllm_engine import engine_arguments
 from sppo.errors import HardwareError, PolicyError, RecipeError
-from sppo.generate import combine, prompt_seed, share_out
+from sppo.generate import deal, prompt_seed, share_out
 from sppo.hardware import Hardware
+from sppo.launch import combine
 from sppo.progress import Progress
 from sppo.recipe import Recipe
 from sppo.records import Prompt, to_table
@@ -58,17 +59,25 @@ def test_a_prompts_seed_depends_on_the_recipes_seed_the_iteration_and_the_prompt
 
 def test_missing_chunks_are_dealt_out_evenly_and_no_process_starts_for_nothing() -> None:
     # chunks 0, 2, 5 of the first draw and 1 of the second, dealt in turn to two processes
-    assert share_out([[0, 2, 5], [1]], 2) == [[[0, 5], []], [[2], [1]]]
-    assert share_out([[3], []], 8) == [[[3], []]]
+    assert deal([[0, 2, 5], [1]], 2) == [[[0, 5], []], [[2], [1]]]
+    assert deal([[3], []], 8) == [[[3], []]]
 
 
-def test_progress_of_several_workers_is_added_up_with_what_was_done_before() -> None:
+def test_a_machine_is_given_the_same_chunks_whatever_others_have_done_since() -> None:
+    # draws of 3 and 2 chunks, dealt in turn to two machines: 0, 2, 1' and 1, 0'
+    assert share_out([3, 2], [[0, 1, 2], [0, 1]], 2) == [[[0, 2], [1]], [[1], [0]]]
+    assert share_out([3, 2], [[2], [0]], 2) == [[[2], []], [[], [0]]]
+
+
+def test_progress_of_several_workers_is_added_up() -> None:
     seen = [
-        Progress(stage="generate", done=d, total=50, unit="prompts", note=f"{r} tokens/s") for d, r in ((10, 1200), (5, 800))
+        Progress(stage="generate", done=d, total=50, unit="prompts", note=f"{r} tokens/s") for d, r in ((10, 1200), (5, "0.8k"))
     ]
-    assert combine(seen, 32, 132) == Progress(stage="generate", done=47, total=132, unit="prompts", note="2.0k tokens/s")
+    assert combine(seen) == Progress(stage="generate", done=15, total=100, unit="prompts", note="2.0k tokens/s")
     loading = Progress(stage="generate", done=0, total=50, unit="prompts", note="loading the engine")
-    assert combine([loading], 0, 50).note == "loading the engine"
+    assert combine([loading]).note == "loading the engine"
+    training = Progress(stage="train", done=1, total=2, unit="steps", note="loss 0.0123, 4,100 tokens/s")
+    assert combine([training]) == training
 
 
 def test_held_out_prompts_are_drawn_alike_from_every_policy_and_training_prompts_by_iteration(

@@ -1,15 +1,19 @@
 """Worker processes: argv and environment by hand; failures and time-outs with real processes."""
 
+import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from sppo.errors import JudgeError, LaunchError
-from sppo.launch import Worker, device_environment, rank_environment, run_workers, thread_environment, worker_argv
+from sppo.errors import JudgeError, LaunchError, OutOfMemoryError, StoppedError
+from sppo.launch import Worker, halt, processes, run_workers, thread_environment
+from sppo.launch.output import LINES_PER_MINUTE
+from sppo.launch.processes import rank_environment, worker_argv
 from sppo.progress import Progress, ProgressFile, silent
 
 MODULE = "sppo_test_worker"
@@ -36,23 +40,11 @@ def test_argv_is_a_module_and_one_file(tmp_path: Path) -> None:
     assert worker_argv(worker)[1:] == ["-m", "sppo.workers.rank", "run.json"]
 
 
-def test_each_process_sees_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert device_environment("cuda", 1, 2) == {"CUDA_VISIBLE_DEVICES": "2,3"}
-    assert device_environment("cpu", 1, 2) == {}
-
-
-def test_devices_are_taken_from_the_ones_we_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert device_environment("cuda", 1, 1) == {"CUDA_VISIBLE_DEVICES": "6"}
-    with pytest.raises(LaunchError, match="needs GPUs 2 to 2 of CUDA_VISIBLE_DEVICES=4,6, which holds 2"):
-        device_environment("cuda", 2, 1)
-
-
-def test_ranks_find_each_other_on_loopback() -> None:
-    environment = rank_environment(1, 2, 12345)
-    assert (environment["RANK"], environment["WORLD_SIZE"]) == ("1", "2")
-    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("127.0.0.1", "12345")
+def test_a_rank_is_numbered_on_its_machine_and_among_all() -> None:
+    environment = rank_environment(1, 2, 4, 8, "10.0.0.7", 12345)  # the second rank of the third machine of four
+    assert (environment["RANK"], environment["LOCAL_RANK"]) == ("5", "1")
+    assert (environment["WORLD_SIZE"], environment["LOCAL_WORLD_SIZE"]) == ("8", "2")
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("10.0.0.7", "12345")
 
 
 def test_threads_are_shared_out() -> None:
@@ -128,3 +120,59 @@ def test_progress_reaches_the_parent(worker, tmp_path: Path) -> None:  # type: i
     seen: list[Progress] = []
     run_workers([done], 30, seen.append, _first)
     assert seen == [Progress(stage="rank", done=3, total=3, unit="pairs")]
+
+
+def test_what_a_worker_started_itself_ends_with_it(worker, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pid_file = tmp_path / "pid"
+    code = "import subprocess, sys\n" + (
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(pid_file)!r}, 'w').write(str(child.pid))"
+    )
+    run_workers([worker(code)], 30, silent, _first)
+    deadline = time.monotonic() + 5
+    stat = Path(f"/proc/{pid_file.read_text()}/stat")
+    while stat.exists() and stat.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert time.monotonic() < deadline
+
+
+def test_output_is_passed_on_line_by_line_while_a_worker_runs(worker, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
+    chatty = worker("import time\nprint('first')\nprint('10 %\\r20 %\\r30 %')\ntime.sleep(1)\nprint('\\x1b[31mlast\\x1b[0m')")
+    caplog.set_level(logging.INFO, "sppo.output")
+    times: list[float] = []
+    caplog.handler.addFilter(lambda record: times.append(record.created) or True)
+    run_workers([chatty], 30, silent, _first)
+    assert [record.message for record in caplog.records] == ["worker: first", "worker: 30 %", "worker: last"]
+    assert times[-1] - times[0] > 0.5
+
+
+def test_of_very_much_output_a_part_is_passed_on_and_the_rest_counted(worker, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
+    chatty = worker("for number in range(1000): print(number)")
+    caplog.set_level(logging.INFO, "sppo.output")
+    run_workers([chatty], 30, silent, _first)
+    messages = [record.message for record in caplog.records]
+    assert messages[:60] == [f"worker: {number}" for number in range(LINES_PER_MINUTE)]
+    left_out = int(messages[-1].split()[1])
+    assert messages[-1].endswith("more lines are in its log")
+    assert 900 < left_out <= 1000 - LINES_PER_MINUTE
+    assert len(chatty.log.read_text().splitlines()) == 1000
+
+
+def test_a_device_out_of_memory_has_an_error_of_its_own(worker) -> None:  # type: ignore[no-untyped-def]
+    bad = worker(
+        "import torch\nfrom sppo.launch import worker_main\n"
+        "def work(config): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')\nworker_main(work)"
+    )
+    with pytest.raises(OutOfMemoryError, match=r"^CUDA out of memory; lower micro_batch, tokens_per_batch or max_concurrent"):
+        run_workers([bad], 60, silent, _first)
+
+
+def test_a_halt_ends_the_workers_and_starts_no_more(worker, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(processes, "_halted", [])
+    threading.Timer(0.5, halt, ["flow run cancelled"]).start()
+    started = time.monotonic()
+    with pytest.raises(StoppedError, match=r"^worker: flow run cancelled; what it committed is kept$"):
+        run_workers([worker("import time; time.sleep(60)")], 30, silent, _first)
+    assert time.monotonic() - started < 10
+    with pytest.raises(StoppedError):
+        run_workers([worker("raise SystemExit(1)")], 30, silent, _first)

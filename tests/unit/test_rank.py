@@ -10,7 +10,7 @@ from sppo import rank
 from sppo.errors import JudgeError
 from sppo.hardware import Hardware
 from sppo.judges.contest import Chunks, RankRun, answers_in
-from sppo.launch import write_config
+from sppo.launch import Place
 from sppo.recipe import Recipe, WorldRuleJudge
 from sppo.records import Comparison, Response, from_table, to_table
 from sppo.store import Artifact, ArtifactFile, Identity, Outcome, Step, Store, Workspace
@@ -96,8 +96,6 @@ def test_a_workers_chunk_is_a_matrix_of_logits_in_both_orders(
     texts = ["The fox is red.", "fox fox", "fox fox"]
     fingerprint = "0" * 64
     run = RankRun(
-        store=store.url,
-        scratch=str(store.scratch),
         judge=WorldRuleJudge(kind="world-rule"),
         judge_artifact=None,
         prompts=make_prompts(["a"]).reference,
@@ -113,9 +111,8 @@ def test_a_workers_chunk_is_a_matrix_of_logits_in_both_orders(
             ),
         ),
         pairs=6,
-        progress=str(tmp_path / "progress.json"),
     )
-    work(write_config(run, tmp_path / "run.json"))
+    work(Place(store=store.url, scratch=store.scratch, folder=tmp_path, index=0), run)
     with store.workspace("rank", fingerprint) as workspace:
         record = workspace.part("chunk-00000")
         assert record is not None

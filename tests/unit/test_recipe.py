@@ -40,7 +40,7 @@ def test_the_learning_rate_horizon_is_the_published_one_and_training_stops_after
 
 def test_every_recipe_and_hardware_file_loads_and_carries_its_file_name() -> None:
     assert recipe_names(RECIPES) == ["gemma-2-27b-it", "gemma-2-9b-it", "llama-3-8b-instruct", "mistral-7b-instruct", "tiny"]
-    assert hardware_names(HARDWARE) == ["1xh100", "8xa100", "cpu"]
+    assert hardware_names(HARDWARE) == ["1xh100", "8xa100", "8xa100-pool", "cpu", "cpu-pool"]
     assert [load_recipe(name, RECIPES).name for name in recipe_names(RECIPES)] == recipe_names(RECIPES)
     assert [load_hardware(name, HARDWARE).name for name in hardware_names(HARDWARE)] == hardware_names(HARDWARE)
 

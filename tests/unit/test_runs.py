@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sppo.difference import flattened, recipe_differences, settled
 from sppo.errors import RecipeError, RunError
 from sppo.hardware import Hardware
 from sppo.recipe import Recipe, overridden
@@ -11,12 +12,12 @@ from sppo.runs import (
     Setup,
     check_reached,
     check_run_name,
+    find_last_start,
     finished_iterations,
-    flattened,
     policy_before,
     read_iteration,
     read_recipe,
-    recipe_differences,
+    remember_start,
     run_names,
     samples_before,
     start,
@@ -46,7 +47,8 @@ def finish(setup: Setup, iteration: int, samples: list[Artifact]) -> Artifact:
 
 @pytest.fixture
 def setup(tiny: Recipe, cpu: Hardware, store: Store) -> Setup:
-    return Setup("demo", start(store, "demo", tiny, lambda recipe: recipe), cpu, store)
+    recipe = start(store, "demo", tiny, lambda open_recipe: open_recipe)
+    return Setup(run="demo", recipe=recipe, hardware=cpu, store=store)
 
 
 @pytest.mark.parametrize("name", ["a", "tiny", "7b", "gemma-2-9b-it.second_try", "x" * 63])
@@ -164,6 +166,36 @@ def test_what_a_recipe_leaves_open_agrees_with_what_the_run_settled_on(tiny: Rec
     assert sorted(recipe_differences(settled, elsewhere, left_open=True)) == ["prompts.source.dataset"]
     pinned = overridden(asked, (f"policy.source.revision={COMMIT[::-1]}",))
     assert sorted(recipe_differences(settled, pinned, left_open=True)) == ["policy.source.revision"]
+
+
+def test_a_recipe_settled_like_another_run_takes_over_what_it_leaves_open_and_nothing_else(tiny: Recipe) -> None:
+    judge = "{kind: pairrm, source: {kind: hub, model: %s}, max_source_tokens: 64, max_candidate_tokens: 64}"
+    asked = overridden(
+        tiny,
+        ("policy.source={kind: hub, model: a/b}", f"judge={judge % 'c/d'}", f"evaluation.judges=[{judge % 'c/d'}]", "seed=7"),
+    )
+    others = (f"judge={judge % 'e/f'}", f"evaluation.judges=[{judge % 'c/d'}]", "generation.engine=vllm", "seed=42")
+    started = overridden(asked, (*others, f"policy.source.revision={COMMIT}"))
+    values = started.model_dump(mode="json")
+    values["judge"]["source"]["revision"] = values["evaluation"]["judges"][0]["source"]["revision"] = COMMIT
+    started = Recipe.model_validate_json(json.dumps(values))
+
+    found = settled(asked, started)
+
+    assert (found.generation.engine, found.seed) == ("vllm", 7)
+    assert found.policy.source.model_dump() == {"kind": "hub", "model": "a/b", "revision": COMMIT}
+    assert found.evaluation.judges[0].model_dump()["source"]["revision"] == COMMIT
+    assert found.judge.model_dump()["source"]["revision"] == "main"  # another model: the other's commit says nothing of it
+
+
+def test_a_run_remembers_how_it_was_last_started(setup: Setup) -> None:
+    assert find_last_start(setup.store, "demo") is None
+    remember_start(setup, "cpu", None, "sppo on laptop")
+    remember_start(setup, "8xa100", 2, "deployment sppo-run/full, flow run 1")
+    last = find_last_start(setup.store, "demo")
+    assert last is not None
+    assert (last.hardware, last.iterations, last.by) == ("8xa100", 2, "deployment sppo-run/full, flow run 1")
+    assert last.at.endswith("+00:00")
 
 
 def test_a_run_that_was_never_started_is_refused_with_those_that_were(setup: Setup) -> None:

@@ -12,13 +12,13 @@ from sppo.store import Identity, Outcome, Step, Store, Workspace
 MEMORY = iter(range(1000))
 
 
-@pytest.fixture(params=["folder", "memory", "s3"])
+@pytest.fixture(params=["folder", "memory", "s3", "ceph"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "folder":
         return Store(str(tmp_path / "store"), tmp_path / "scratch")
     if request.param == "memory":
         return Store(f"memory://test-{next(MEMORY)}", tmp_path / "scratch")
-    return Store(request.getfixturevalue("s3_url"), tmp_path / "scratch")
+    return Store(request.getfixturevalue(f"{request.param}_url"), tmp_path / "scratch")
 
 
 def _step(text: str = "hello", recipe: dict[str, object] | None = None, calls: list[str] | None = None) -> Step:

@@ -149,6 +149,6 @@ def test_ctrl_c_is_one_message_and_leaves_no_process_behind(tmp_path: Path) -> N
     log = tmp_path / "run.log"
     done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(log)], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 130
-    told = "sppo: stopped; what was committed is kept: the same command continues from there"
+    told = "sppo: stopped; what was committed is kept: the same command, or `sppo resume`, continues from there"
     assert done.stderr == f"{told}\nlog      {log}\n"
     assert not Path(f"/proc/{int(done.stdout)}").exists()

@@ -1,8 +1,8 @@
 """Training without processes: what is trained on, in which order, at which rate, and the log-probs it rests on."""
 
+import json
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sppo.errors import HardwareError, PolicyError, RecipeError, TrainError
-from sppo.hardware import Hardware
+from sppo.errors import HardwareError, OutOfMemoryError, PolicyError, RecipeError, TrainError
+from sppo.hardware import Hardware, TrainHardware
+from sppo.launch import Group, Ranks, WorkRecord
 from sppo.loss import sppo_loss
+from sppo.progress import Report
 from sppo.recipe import Recipe, Training
 from sppo.records import Prompt, Response, Target, to_table
 from sppo.store import Artifact, Identity, Outcome, Step, Store
@@ -23,7 +25,7 @@ from sppo.train.examples import Examples, join_examples
 from sppo.train.logprobs import ResponseLogProbs, pad
 from sppo.train.run import TrainRun
 from sppo.train.schedule import learning_rate, schedule_of
-from sppo.train.step import check_enough, rank_workers
+from sppo.train.step import _train, check_enough, rank_groups
 from sppo.train.weights import parameters_of
 
 
@@ -235,9 +237,7 @@ def test_a_policy_folder_that_lacks_weights_is_refused(random_policy: Callable[[
 
 
 def told(tiny: Recipe, hardware: Hardware, device: str = "cpu", **changes: object) -> TrainRun:
-    values = dict.fromkeys(
-        ("store", "scratch", "folder", "fingerprint", "policy", "prompts", "prompts_file", "responses", "targets"), "x"
-    )
+    values = dict.fromkeys(("policy", "prompts", "prompts_file", "responses", "targets"), "x") | {"fingerprint": "a" * 64}
     return TrainRun.model_validate(
         {
             **values,
@@ -276,14 +276,35 @@ def test_hardware_that_loses_precision_or_cannot_offload_is_refused(cpu: Hardwar
         check_hardware(changed(zero_stage=2, offload="optimizer_and_parameters"), "float32")
 
 
-def test_each_rank_is_a_module_with_one_run_json(store: Store, tiny: Recipe, cpu: Hardware) -> None:
-    workspace = store.workspace("train", "a" * 64)
-    first, second = rank_workers(told(tiny, cpu), Path("run.json"), port=4321, threads=1, workspace=workspace)
-    assert (first.module, first.config) == ("sppo.workers.train", Path("run.json"))
-    assert [one.environment["RANK"] for one in (first, second)] == ["0", "1"]
-    assert second.environment["WORLD_SIZE"] == "2"
-    assert second.environment["MASTER_PORT"] == "4321"
-    assert first.log.name == f"train-aaaaaaaa-{os.getpid()}-rank-0.log"
+def test_each_machine_has_a_group_of_ranks_numbered_on_and_all_are_told_the_same(tiny: Recipe, cpu: Hardware) -> None:
+    [alone] = rank_groups(told(tiny, cpu), cpu)
+    assert (alone.module, alone.ranks) == ("sppo.workers.train", Ranks(first=0, size=2, meeting=None))
+    first, second = rank_groups(told(tiny, cpu, nodes=2), cpu)
+    assert first.works == second.works == (first.works[0],) * 2
+    assert first.ranks is not None
+    assert second.ranks == Ranks(first=2, size=4, meeting=first.ranks.meeting)
+
+
+def test_out_of_memory_halves_the_micro_batch_until_it_is_odd(store: Store, tiny: Recipe, cpu: Hardware) -> None:
+    tried: list[tuple[int, int]] = []
+
+    class SmallDevice:
+        def machines(self, stage: str, fingerprint: str) -> int:
+            return 1
+
+        def run(self, groups: Sequence[Group], store: Store, report: Report) -> list[WorkRecord]:
+            run = TrainRun.model_validate_json(json.dumps(groups[0].works[0]))
+            tried.append((run.hardware.micro_batch, run.accumulation_steps))
+            raise OutOfMemoryError("tried to allocate 20 GiB")
+
+    def at(machine: TrainHardware) -> TrainRun:
+        run = told(tiny, cpu, micro_batch=machine.micro_batch)
+        return run.model_copy(update={"accumulation_steps": 24 // (2 * machine.micro_batch)})
+
+    hardware = cpu.model_copy(update={"train": cpu.train.model_copy(update={"micro_batch": 12})})
+    with pytest.raises(OutOfMemoryError):
+        _train(at, hardware, store.workspace("train", "a" * 64), SmallDevice())
+    assert tried == [(12, 1), (6, 2), (3, 4)]  # global batch 24 on 2 ranks
 
 
 def test_fewer_prompts_than_one_global_batch_are_refused() -> None:

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import pytest
 from sppo import generate, policy
 from sppo.errors import PolicyError
 from sppo.hardware import Hardware, load_hardware
-from sppo.launch import Worker
-from sppo.progress import Progress
+from sppo.launch import Group, WorkRecord
+from sppo.progress import Progress, Report
 from sppo.recipe import Recipe, load_recipe
 from sppo.records import Prompt, Response, by_prompt, from_table, to_table
 from sppo.store import Artifact, Identity, Outcome, Step, Store
@@ -175,14 +175,19 @@ def test_weights_that_are_nan_are_an_error_that_names_the_policy(
 
 
 def test_transformers_stands_in_and_committed_draws_start_no_process(
-    random_policy: Callable[[str], Path], store: Store, monkeypatch: pytest.MonkeyPatch
+    random_policy: Callable[[str], Path], store: Store
 ) -> None:
     recipe = recipe_with(random_policy("llama"), "transformers")
     base, _, draws = sources(store, recipe)
     sampled = generate.build(store, recipe, hardware_with(1), base, draws[1:])[0]
     assert sampled.manifest.counts["responses"] == 10
-    started: list[Worker] = []
-    monkeypatch.setattr(generate, "run_workers", lambda workers, *_: started.extend(workers))
-    again = generate.build(store, recipe, hardware_with(1), base, draws[1:])[0]
+
+    class Nowhere:
+        def machines(self, stage: str, fingerprint: str) -> int:
+            raise AssertionError("nothing is missing")
+
+        def run(self, groups: Sequence[Group], store: Store, report: Report) -> list[WorkRecord]:
+            raise AssertionError("nothing is missing")
+
+    again = generate.build(store, recipe, hardware_with(1), base, draws[1:], launch=Nowhere())[0]
     assert again.digest == sampled.digest
-    assert started == []

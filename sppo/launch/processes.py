@@ -1,7 +1,8 @@
 """Worker processes: how they are started, watched and ended.
 
-A heavy stage runs as `python -m sppo.workers.<stage> run.json`, one process a device. Its output goes to a log file, its
-progress to a small file that we poll; if one of a group fails, the others are ended and the error carries the last lines.
+A heavy stage runs as `python -m sppo.workers.<stage> run.json`, one process a device. Its output goes to a log file that we
+follow, its progress to a small file that we poll; if one of several fails, the others are ended and the error carries the last
+lines. No process outlives the one that started it.
 """
 
 import ctypes
@@ -20,7 +21,8 @@ from typing import cast
 from pydantic import BaseModel
 
 from sppo import errors
-from sppo.errors import LaunchError, SppoError
+from sppo.errors import LaunchError, OutOfMemoryError, SppoError, StoppedError, TimeUpError
+from sppo.launch.output import Tail
 from sppo.progress import Progress, Report, read_progress
 
 POLL_S = 0.1
@@ -44,6 +46,8 @@ class Worker:
     progress: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to ours."""
+    label: str = "worker"
+    """For people: `generate 1/2, process 0`."""
 
 
 def worker_main(work: Callable[[Path], None]) -> None:
@@ -55,9 +59,19 @@ def worker_main(work: Callable[[Path], None]) -> None:
     try:
         work(config)
     except SppoError as error:
-        refusal = {"error": type(error).__name__, "message": str(error)}
-        _refusal_file(config, os.environ).write_text(json.dumps(refusal), encoding="utf-8")
+        _refuse(config, error)
         raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this alone
+            words = str(error).split(". ")[0]
+            told = f"{words}; lower micro_batch, tokens_per_batch or max_concurrent in the hardware file"
+            _refuse(config, OutOfMemoryError(told))
+        raise
+
+
+def _refuse(config: Path, error: SppoError) -> None:
+    refusal = {"error": type(error).__name__, "message": str(error)}
+    _refusal_file(config, os.environ).write_text(json.dumps(refusal), encoding="utf-8")
 
 
 def _refusal_file(config: Path, environment: Mapping[str, str]) -> Path:
@@ -90,39 +104,22 @@ def thread_environment(threads: int) -> dict[str, str]:
     }
 
 
-def device_environment(device: str, index: int, devices_each: int) -> dict[str, str]:
-    """Pins the `index`-th process to its own GPUs, within CUDA_VISIBLE_DEVICES where that is set."""
-    if device != "cuda":
-        return {}
-    wanted = range(index * devices_each, (index + 1) * devices_each)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(str(number) for number in wanted)}
-    names = visible.split(",")
-    if len(names) < wanted.stop:
-        raise LaunchError(
-            f"process {index} needs GPUs {wanted.start} to {wanted.stop - 1} of CUDA_VISIBLE_DEVICES={visible}, "
-            f"which holds {len(names)}; choose hardware with fewer processes"
-        )
-    return {"CUDA_VISIBLE_DEVICES": ",".join(names[number] for number in wanted)}
-
-
-def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What torch.distributed reads, for one machine."""
+def rank_environment(local: int, local_size: int, first: int, size: int, address: str, port: int) -> dict[str, str]:
+    """What torch.distributed reads: the `local`-th of a machine's ranks, which are numbered from `first`."""
     return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(first + local),
+        "LOCAL_RANK": str(local),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(local_size),
+        "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
 
 
-def free_port() -> int:
-    """A TCP port that was free on loopback a moment ago."""
+def free_port(address: str = "127.0.0.1") -> int:
+    """A TCP port of this machine that was free a moment ago."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
@@ -132,24 +129,47 @@ def write_config(config: BaseModel, path: Path) -> Path:
     return path
 
 
+_halted: list[str] = []
+
+
+def halt(reason: str) -> None:
+    """End the workers of this process, whichever thread waits for them, and start no more: its run is over."""
+    _halted.append(reason)
+
+
+def start_afresh() -> None:
+    """Forget an earlier `halt`: another run begins in this process."""
+    _halted.clear()
+
+
+def check_going_on(label: str) -> None:
+    """Raises StoppedError after `halt`."""
+    if _halted:
+        raise StoppedError(f"{label}: {_halted[0]}; what it committed is kept")
+
+
 def run_workers(
     workers: Sequence[Worker],
     timeout_s: float,
     report: Report,
     combine: Callable[[Sequence[Progress]], Progress],
 ) -> None:
-    """Start all workers, pass on their combined progress, wait for all. No process outlives this call.
+    """Start all workers, pass on their output and combined progress, wait for all. No process outlives this call.
 
     Raises what the first worker to fail refused on purpose, in its own words; else LaunchError with its exit status and last
-    lines, or when the time is up."""
+    lines, or when the time is up; StoppedError after `halt`."""
     processes: list[subprocess.Popen[bytes]] = []
+    tails = [Tail(worker.log, worker.label) for worker in workers]
     deadline = time.monotonic() + timeout_s
     try:
-        for worker in workers:
-            processes.append(_start(worker))
         last: Progress | None = None
         while True:
+            check_going_on(workers[0].label)
+            if not processes:
+                processes.extend(_start(worker) for worker in workers)
             codes = [process.poll() for process in processes]
+            for tail in tails:
+                tail.pass_on()
             last = _pass_on(workers, report, combine, last)
             failed = [index for index, code in enumerate(codes) if code not in (None, 0)]
             if failed:
@@ -160,13 +180,15 @@ def run_workers(
             if all(code == 0 for code in codes):
                 return
             if time.monotonic() > deadline:
-                raise LaunchError(
+                raise TimeUpError(
                     f"{workers[0].module} was not done after {timeout_s:.0f} s and was ended; what it committed is kept: "
                     "run again to continue, or raise timeout_s in the hardware file"
                 )
             time.sleep(POLL_S)
     finally:
         _end(processes)
+        for tail in tails:
+            tail.close()
 
 
 def _start(worker: Worker) -> "subprocess.Popen[bytes]":
@@ -174,7 +196,12 @@ def _start(worker: Worker) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, **worker.environment, "PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
     with worker.log.open("ab") as log:
         return subprocess.Popen(
-            worker_argv(worker), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+            worker_argv(worker),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            process_group=0,  # one of its own, so that what it started can be ended with it
         )
 
 
@@ -220,3 +247,13 @@ def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    for process in processes:
+        _end_group(process.pid)
+
+
+def _end_group(leader: int) -> None:
+    """What a worker started itself, such as an engine's own processes, and left behind."""
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # nobody left; on macOS a group of zombies answers EPERM
+        return
