@@ -1,15 +1,14 @@
 """Files to and from S3 at the line's rate: awscrt, the AWS client in C. Parallel parts, bounded memory, retries of its own.
 
 Every part carries a CRC32 that a server which knows it checks; a download is of one object throughout (If-Match), and is hashed
-while it arrives. A transfer that fails is an error: nothing is done again in another way.
+from its file. A transfer that fails is an error: nothing is done again in another way.
 """
 
-import hashlib
 import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sppo.errors import StoreError
+from sppo.fingerprint import file_sha256
 from sppo.store.backend import Patience
 from sppo.store.endpoint import Endpoint, find_endpoint
 
@@ -95,24 +95,21 @@ class BulkClient:
 
     def get(self, key: str, path: Path) -> str | None:
         """Download to a local file that exists: the sha256 of what arrived, None if there is no object. Raises StoreError."""
-        digest, moved = hashlib.sha256(), [0]
-        with path.open("wb") as target, ThreadPoolExecutor(1, "hash") as hashing:
+        moved = [0]
 
-            def keep(chunk: bytes, **_: object) -> None:
-                hashed = hashing.submit(digest.update, chunk)
-                target.write(chunk)
-                moved[0] += len(chunk)
-                hashed.result()  # the bytes are the client's again when this returns
+        def count(progress: int, **_: object) -> None:
+            moved[0] += progress
 
-            # the client's own writing to a file is in no order that a hash could follow
-            request = self._request("GET", key, {}, on_body=keep)
-            try:
-                self._watch(request, f"download {key} from", lambda: moved[0])
-            except _MissingError:
-                return None
-            except _EmptyError:
-                pass
-        return digest.hexdigest()
+        request = self._request("GET", key, {}, recv_filepath=str(path), on_progress=count)
+        try:
+            self._watch(request, f"download {key} from", lambda: moved[0])
+        except _MissingError:
+            return None
+        except _EmptyError:
+            path.write_bytes(b"")
+        # Hashed after it arrived: the client writes parts in no order that a hash could follow, and handing them to Python in
+        # order costs more (1.7 s for 512 MB) than reading them once more from memory (1.1 s).
+        return file_sha256(path)
 
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Bytes of each object, None where there is none, each asked for. Raises StoreError."""
