@@ -21,7 +21,7 @@ from prefect.states import Cancelled, Crashed
 from flows.children import CHILD, cancel, children_of, is_over, is_wanted, server, shared_among, state_of, tag, under_way
 from flows.jobs import job_key, write_job
 from sppo import errors
-from sppo.errors import LaunchError, RunError, SppoError, StoppedError
+from sppo.errors import LaunchError, RunError, SppoError, StoppedError, StoreError
 from sppo.hardware import Pool
 from sppo.launch import Group, WorkRecord, combine
 from sppo.launch.processes import check_going_on
@@ -86,8 +86,9 @@ class PoolLauncher:
             try:
                 return self._wait(client, children, store, report)
             except SppoError as error:
-                # ranks wait for each other in vain; others may go on if a worker was lost, for the next attempt finds them
-                if gang or type(error) is not LaunchError:
+                # ranks wait for each other in vain; others may go on if a worker was lost, for the next attempt finds them,
+                # and all may if it is we who cannot reach the store
+                if type(error) is not StoreError and (gang or type(error) is not LaunchError):
                     cancel(client, (child.run for child in children), f"{groups[0].label}: {error}")
                 raise
 
