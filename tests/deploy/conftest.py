@@ -17,10 +17,9 @@ import pytest
 import yaml
 
 from flows import background
-from flows.environment import read_environment
+from flows.environment import port_is_free, read_environment
 from flows.serving import serve, stop
 from infra.local_s3 import LocalS3
-from sppo.launch.processes import free_port
 from sppo.recipe import load_recipe
 from sppo.store import Store
 
@@ -194,8 +193,9 @@ def machine(
     try:
         boto3.Session().client("s3").create_bucket(Bucket="sppo-machine")
         url = "s3://sppo-machine/store"
-        # a port of its own: another test process may be serving too, and look for one at the same moment
-        serve(root, GPU_WORKERS, free_port(), url)
+        # a port of its own: another test process may look for one at the same moment; below those that connections are given
+        port = next(number for number in range(4300 + os.getpid() % 1000 * 10, 32768) if port_is_free(number))
+        serve(root, GPU_WORKERS, port, url)
         told = read_environment(root / "var" / "serve" / "environment")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as the environment file sets it
         yield Machine(root, Store(url, root / "scratch"), {**os.environ, **told, "PATH": path, "COLUMNS": "400"})
