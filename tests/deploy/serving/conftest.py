@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
+from flows.environment import port_is_free
 from flows.serving import Served, serve, stop
 
 PROBE = '''
@@ -47,7 +48,10 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
         for name in [name for name in os.environ if name.startswith("PREFECT_") or name == "SPPO_STORE"]:
             patch.delenv(name)
         patch.setenv("PYTHONPATH", str(root))
-        served = serve(root, gpu_workers=2)
+        # not the first free one from 4200: another test process may look for one at the same moment
+        served = serve(
+            root, gpu_workers=2, port=next(port for port in range(15000 + os.getpid() % 1000 * 10, 32768) if port_is_free(port))
+        )
         try:
             yield Laptop(root, served)
         finally:
