@@ -104,6 +104,8 @@ class StageLines(logging.Handler):
         """Artifacts that were there before this run."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "sppo.output":
+            return  # what workers print is for the log file
         message = record.getMessage()
         artifact = message.rpartition(" -> ")[2]
         if "nothing to do, committed" in message:

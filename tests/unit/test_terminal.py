@@ -152,3 +152,11 @@ def test_ctrl_c_is_one_message_and_leaves_no_process_behind(tmp_path: Path) -> N
     told = "sppo: stopped; what was committed is kept: the same command, or `sppo resume`, continues from there"
     assert done.stderr == f"{told}\nlog      {log}\n"
     assert not Path(f"/proc/{int(done.stdout)}").exists()
+
+
+def test_what_worker_processes_print_is_not_for_the_terminal() -> None:
+    written = StringIO()
+    lines = StageLines(Console(file=written, width=120))
+    lines.emit(logging.LogRecord("sppo.output", logging.INFO, "", 0, "generate: INFO loading weights", None, None))
+    lines.emit(logging.LogRecord("sppo.store.store", logging.INFO, "", 0, "rank: 8 prompts", None, None))
+    assert written.getvalue().split(" ", 1)[1] == "rank: 8 prompts\n"
