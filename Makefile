@@ -8,10 +8,10 @@ READY := $(VENV)/.ready-$(EXTRA)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 
-.PHONY: demo test lint types serve stop bench docs screenshots setup system constraints clean help
+.PHONY: demo test lint types serve stop bench bench-rivals docs screenshots setup system constraints clean help
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## three SPPO iterations of the tiny recipe on this machine's CPU
 	@$(BIN)/sppo run tiny --run demo --store var/store
@@ -33,6 +33,10 @@ stop: $(READY)  ## end what `make serve` started, and nothing else
 
 bench: $(READY)  ## the benchmarks that need no rival, quick form
 	@for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
+
+bench-rivals: $(READY)  ## the environments of benchmark rivals that need one of their own, in build/rivals
+	@test -x build/rivals/llm-blender/bin/python || $(BIN)/uv venv -q --python $(BIN)/python build/rivals/llm-blender
+	@$(SOURCES) $(BIN)/uv pip install -q $(INDEX) $(OVERRIDES) --python build/rivals/llm-blender/bin/python -r benchmarks/rivals/llm-blender.txt
 
 docs: $(READY)  ## write the generated pages and figures of docs/ anew
 	@$(BIN)/python docs/generate.py

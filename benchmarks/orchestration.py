@@ -113,7 +113,7 @@ def recipe_values(policy: Path, judge: Path, dataset: Path, size: int) -> dict[s
         "max_prompt_tokens: 128, unusable_rows: drop}",
         "generation={engine: transformers, responses: 2, temperature: 1.0, top_p: 1.0, max_tokens: 1}",
         f"judge={kind}",
-        "selection={responses: extremes, drop_ties: false}",
+        "selection={responses: extremes, drop_ties: false, cut: keep, empty: keep}",
         "training.schedule_epochs=1",
         "training.stop_epochs=1",
         "training.global_batch=64",

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+
+from sppo import game
+from sppo.chart import Curve, powers
 from sppo.hardware import hardware_names, load_hardware
 from sppo.recipe import load_recipe, recipe_names
 from sppo.stages import STAGES
@@ -75,7 +79,30 @@ def recipes_page() -> str:
     )
 
 
-PAGES = {"recipes.md": recipes_page}
+ROCK_PAPER_SCISSORS = np.array([[0.5, 0.4, 0.9], [0.6, 0.5, 0.3], [0.1, 0.7, 0.5]])
+"""P of rock, paper, scissors over each other, the edge of rock over scissors the largest."""
+ROUNDS = tuple(sorted({round(2 ** (half / 2)) for half in range(29)}))
+
+
+def game_figure() -> str:
+    """docs/game.svg: how much can be won against the mean policy of T rounds of self-play."""
+    preferences = ROCK_PAPER_SCISSORS
+    logits = np.log(preferences / (1 - preferences))  # (K, K)
+    rules = {
+        "pairwise": game.pairwise(preferences),
+        "bradley_terry": game.bradley_terry(logits),
+        "bradley_terry, of draws": game.bradley_terry_of_draws(logits),
+    }
+    curves = []
+    for name, rule in rules.items():
+        means = [game.self_play(rule, 3, rounds, game.best_eta(3, rounds)).mean(axis=0) for rounds in ROUNDS]  # (K,) each
+        curves.append(Curve(name, ROUNDS, [float(game.duality_gap(preferences, mean)) for mean in means]))
+    bounds = [game.gap_bound(3, rounds, game.best_eta(3, rounds)) for rounds in ROUNDS]
+    curves.append(Curve("bound of pairwise", ROUNDS, bounds, dashed=True))
+    return powers("Duality gap of the mean policy, rock-paper-scissors", curves, "rounds T, eta = sqrt(8 ln 3 / T)") + "\n"
+
+
+PAGES = {"recipes.md": recipes_page, "game.svg": game_figure}
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from sppo.generate import CHUNK
 from sppo.hardware import Hardware
 from sppo.launch.work import WorkRecord, all_work
 from sppo.progress import Report, silent
-from sppo.recipe import Judge, Recipe, StoredModel, WorldRuleJudge
+from sppo.recipe import EnsembleJudge, Judge, Recipe, StoredModel
+from sppo.recipe.judges import Weightless
 from sppo.runs import IterationIndex
 from sppo.stages import STAGES, recipe_part
 from sppo.store import Artifact, Identity, Manifest, Outcome, Step, Store, Workspace
@@ -123,7 +124,8 @@ class _LookingStore(Store):
             return StageState(stage, fingerprint, True, manifest.seconds, spent)
         parts = self.workspace(stage, fingerprint).parts()
         steps = [step_of(name) for name in parts if NAME.match(name)]
-        done = max(steps, default=0) if stage == "train" else len(parts)
+        chunks = [name for name in parts if "-again-" not in name]  # where a served judge left pairs open
+        done = max(steps, default=0) if stage == "train" else len(chunks)
         work = tuple(all_work(self, stage, fingerprint))
         return StageState(stage, fingerprint, False, done=done, total=self.totals.get(stage), work=work)
 
@@ -208,8 +210,13 @@ def _base(store: _LookingStore, recipe: Recipe) -> Artifact:
 
 
 def _judge(store: _LookingStore, recipe: Recipe, judge: Judge, walk: _Walk) -> Artifact | None:
-    if isinstance(judge, WorldRuleJudge):
+    if isinstance(judge, Weightless):
         return None
+    if isinstance(judge, EnsembleJudge):
+        members = [_judge(store, recipe, member.judge, walk) for member in judge.members]
+        if not any(members):
+            return None
+        return store.look_for(lambda: sppo.judges.source.ensemble_step(judge, recipe, members), "judge", recipe)
     source = canonical_json(judge.source.model_dump(mode="json"))  # judges of one source share their weights
     if source not in walk.judges:
         asked = recipe.model_copy(update={"judge": judge})

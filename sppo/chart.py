@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -35,16 +36,97 @@ def lines(title: str, series: Mapping[str, Sequence[float]], across: str) -> str
 def histogram(title: str, values: Array, across: str, span: tuple[float, float], bins: int = 25) -> str:
     """How many of the values (N,) lie in each of `bins` equal parts of a span."""
     counts, _ = np.histogram(values, bins=bins, range=span)
-    highest = max(1, int(counts.max()))
-    drawn = [_title(title), _axes(across, span, (0, highest))]
-    width = (WIDTH - LEFT - RIGHT) / bins
-    for position, count in enumerate(counts.tolist()):
+    return bars(title, counts.tolist(), across, span)
+
+
+def bars(title: str, counts: Sequence[int], across: str, span: tuple[float, float], note: str = "") -> str:
+    """Counts in equal parts of a span; the note stands at the right of the title."""
+    highest = max(1, *counts)
+    drawn = [_title(title), _text(WIDTH - RIGHT, 18, note, "end"), _axes(across, span, (0, highest))]
+    width = (WIDTH - LEFT - RIGHT) / len(counts)
+    for position, count in enumerate(counts):
         top = _y(count, 0, highest)
         drawn.append(
             f'<rect x="{LEFT + position * width + 0.5:.1f}" y="{top:.1f}" width="{width - 1:.1f}" '
             f'height="{HEIGHT - BOTTOM - top:.1f}" fill="{COLOURS[0]}"/>'
         )
     return _picture(drawn)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value with the interval it may lie in."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+def dots(
+    title: str,
+    found: Sequence[Dot],
+    across: str,
+    horizontal: tuple[float, float],
+    vertical: tuple[float, float],
+    expected: tuple[float, float],
+    note: str = "",
+) -> str:
+    """Values on their intervals, cut at the frame; dashed, a line between the heights expected at the left and the right."""
+    drawn = [_title(title), _text(WIDTH - RIGHT, 18, note, "end"), _axes(across, horizontal, vertical)]
+    ends = [_y(height, *vertical) for height in expected]
+    drawn.append(
+        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}" stroke="#888" stroke-dasharray="4 3"/>'
+    )
+    for dot in found:
+        x, y = _x(dot.x, *horizontal), _y(dot.y, *vertical)
+        low, high = (_y(min(max(end, vertical[0]), vertical[1]), *vertical) for end in (dot.low, dot.high))
+        drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{COLOURS[0]}" stroke-width="2"/>')
+        drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[0]}"/>')
+    return _picture(drawn)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line between positive values, on logarithmic axes."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    dashed: bool = False
+
+
+def powers(title: str, curves: Sequence[Curve], across: str, height: int = 360) -> str:
+    """Curves on logarithmic axes, on which a power is a straight line; each curve's name stands at its right end."""
+    right = WIDTH - 170  # room for the names
+    least = (min(min(curve.xs) for curve in curves), min(min(curve.ys) for curve in curves))
+    most = (max(max(curve.xs) for curve in curves), max(max(curve.ys) for curve in curves))
+
+    def x(value: float) -> float:
+        return LEFT + math.log(value / least[0]) / math.log(most[0] / least[0]) * (right - LEFT)
+
+    def y(value: float) -> float:
+        return height - BOTTOM - math.log(value / least[1]) / math.log(most[1] / least[1]) * (height - TOP - BOTTOM)
+
+    drawn = [_title(title), _text((LEFT + right) / 2, height - 6, across, "middle")]
+    for tick in _powers_of_ten(least[0], most[0]):
+        drawn.append(_text(x(tick), height - BOTTOM + 16, f"{tick:,g}", "middle"))
+        drawn.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{height - BOTTOM}" stroke="#eee"/>')
+    for tick in _powers_of_ten(least[1], most[1]):
+        drawn.append(_text(LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
+        drawn.append(f'<line x1="{LEFT}" x2="{right:.1f}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#ddd"/>')
+    for position, curve in enumerate(curves):
+        colour = "#888" if curve.dashed else COLOURS[position % len(COLOURS)]
+        at = " ".join(f"{x(one):.1f},{y(other):.1f}" for one, other in zip(curve.xs, curve.ys, strict=True))
+        style = ' stroke-dasharray="5 4"' if curve.dashed else ""
+        drawn.append(f'<polyline points="{at}" fill="none" stroke="{colour}" stroke-width="1.8"{style}/>')
+        drawn.append(_text(x(curve.xs[-1]) + 8, y(curve.ys[-1]) + 4, curve.name, "start", colour))
+    return _picture(drawn, height)
+
+
+def _powers_of_ten(low: float, high: float) -> list[float]:
+    exponents = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
+    return [10.0**exponent for exponent in exponents]
 
 
 def intervals(title: str, rows: Sequence[tuple[str, float, float, float]], across: str, middle: float) -> str:

@@ -1,175 +1,244 @@
 """From judge logits to win probabilities and training targets: pure functions of what `rank` stored.
 
 A general preference model says nothing transitive: P(y_i > y_j) = sigmoid((L_ij - L_ji) / 2), both orders averaged
-(`pairwise`). The released code reduces it to one score a response first, which is transitive by construction (`bradley_terry`).
+(`pairwise`). The released code reduces it to one score a response first, which is transitive by construction
+(`bradley_terry`). Changing the rule costs no judging: `sppo.reestimate` compares what two rules make of the same logits.
 """
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, assert_never
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sppo.errors import EstimateError
+from sppo.hygiene import COLUMNS, Traits, find_traits
 from sppo.recipe import Recipe
 from sppo.records import SCHEMAS, Target
+from sppo.selection import CUT, EMPTY, IDENTICAL, REFUSAL, REPEAT, ROLES, TIED, select
 from sppo.stages import stage_identity
 from sppo.store import Artifact, Outcome, Step, Workspace
 
 Array = npt.NDArray[np.float64]
-Rule = Literal["pairwise", "bradley_terry"]
+Rule = Literal["pairwise", "bradley_terry", "prob_mean"]
+
+TARGETS = "targets.parquet"
+BLOCK = 2048
+"""Prompts estimated at a time."""
 
 
 def sigmoid(logits: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow; any shape."""
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
+    found = 0.5 * logits
+    np.tanh(found, out=found)
+    found *= 0.5
+    found += 0.5
+    return found
 
 
-def preference_matrices(logits: Array, rule: Rule) -> Array:
+def preference_matrices(logits: Array, rule: Rule, temperature: float = 1.0) -> Array:
     """P(y_i > y_j | x), with 1/2 on the diagonal and P + P^T = 1.
 
-    logits: (N, K, K), L_ij of the pair shown as (i, j); result: (N, K, K) in [0, 1], dimensionless.
+    logits: (N, K, K), L_ij of the pair shown as (i, j), divided by the temperature; result: (N, K, K) in [0, 1], dimensionless.
     `pairwise`: sigmoid((L_ij - L_ji) / 2). `bradley_terry`: row means s of (L - L^T), then sigmoid(s_i - s_j), as in
-    llm-blender's `rank` and the released compute_prob.py; about twice the logit of `pairwise`."""
-    margins = logits - logits.transpose(0, 2, 1)  # (N, K, K)
-    if rule == "pairwise":
-        return sigmoid(margins / 2)
-    scores = margins.mean(axis=2)  # (N, K)
-    return sigmoid(scores[:, :, None] - scores[:, None, :])
+    llm-blender's `rank` and the released compute_prob.py; about twice the logit of `pairwise`. `prob_mean`: the mean of
+    sigmoid(L_ij) and 1 - sigmoid(L_ji): of two votes that contradict each other neither outweighs the other by being surer."""
+    match rule:
+        case "pairwise":
+            margins = logits - logits.transpose(0, 2, 1)  # (N, K, K)
+            return sigmoid(margins / (2 * temperature))
+        case "bradley_terry":
+            scores = (logits - logits.transpose(0, 2, 1)).mean(axis=2) / temperature  # (N, K)
+            return sigmoid(scores[:, :, None] - scores[:, None, :])
+        case "prob_mean":
+            first_wins = sigmoid(logits / temperature)  # (N, K, K)
+            return np.asarray((first_wins + 1.0 - first_wins.transpose(0, 2, 1)) / 2)
+        case _:
+            assert_never(rule)
 
 
-def win_probabilities(logits: Array, rule: Rule, self_match: bool) -> Array:
+def win_probabilities(logits: Array, rule: Rule, self_match: bool, temperature: float = 1.0) -> Array:
     """Chance that each response beats a fresh draw from the policy, P(y_k > pi_t | x).
 
-    logits: (N, K, K); result: (N, K) in [0, 1], dimensionless.
+    logits: (N, K, K); result: (N, K) in [0, 1], dimensionless; a prompt's mean is 1/2 under every rule.
     arXiv:2405.00675, Algorithm 1; the self-match counts 1/2, as in the released code, unless `self_match` is off.
     Raises EstimateError for fewer than two responses."""
     responses = logits.shape[1]
     if responses < 2:
         raise EstimateError(f"K = {responses} responses; expected at least 2 to compare: raise generation.responses")
-    preferences = preference_matrices(logits, rule)  # (N, K, K)
+    preferences = preference_matrices(logits, rule, temperature)  # (N, K, K)
     if self_match:
         return np.asarray(preferences.mean(axis=2))
-    # without the self-match every P - 1/2 grows by K / (K - 1)
-    return np.asarray((preferences.sum(axis=2) - 0.5) / (responses - 1))
+    # without the self-match every P - 1/2 grows by K / (K - 1); rounding must not carry it past 0 or 1
+    return np.asarray(np.clip((preferences.sum(axis=2) - 0.5) / (responses - 1), 0.0, 1.0))
 
 
-def select(
-    probabilities: Array, responses: Literal["extremes", "all"], drop_ties: bool
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.str_]]:
-    """Which responses are trained on, and each one's role.
+def comparable_eta(eta: float, responses: int, self_match: bool, to_responses: int, to_self_match: bool) -> float:
+    """The eta that asks the same log-ratios of another K, or with and without the self-match: eta (P - 1/2) stays as it was.
 
-    probabilities: (N, K); results: (N, K) of bool, and of `best`, `worst`, `other` or `tied`.
-    Best and worst are the first of equals, and never the same response (the released code trains a tie against itself)."""
-    rows = np.arange(len(probabilities))
-    best = probabilities.argmax(axis=1)  # (N,)
-    others = probabilities.copy()  # (N, K)
-    others[rows, best] = np.inf
-    worst = others.argmin(axis=1)  # (N,)
-    roles = np.full(probabilities.shape, "other", dtype="<U9")
-    roles[rows, best] = "best"
-    roles[rows, worst] = "worst"
-    selected = np.full(probabilities.shape, responses == "all")
-    selected[rows, best] = selected[rows, worst] = True
-    if drop_ties:
-        tied = np.ptp(probabilities, axis=1) == 0.0  # (N,)
-        selected[tied] = False
-        roles[tied] = "tied"
-    return selected, roles
+    The self-match shrinks every P - 1/2 by (K - 1) / K: 1000 at K = 5 with it are 800 without it, and 1600 at K = 2 with it.
+    Exact for a response; the extremes of a larger K are also more extreme, which is not undone here."""
+
+    def shrunk(count: int, with_self: bool) -> float:
+        return (count - 1) / count if with_self else 1.0
+
+    if min(responses, to_responses) < 2:
+        raise EstimateError(f"K = {min(responses, to_responses)} responses; expected at least 2 to compare")
+    return eta * shrunk(responses, self_match) / shrunk(to_responses, to_self_match)
 
 
 def step(recipe: Recipe, ranked: Artifact, responses: Artifact) -> Step:
     """Targets of an iteration: one row a response, in the order of the comparisons.
 
-    Raises EstimateError for a logit that is not finite, or comparisons of other prompts than the responses'."""
+    Raises EstimateError for an infinite logit, or comparisons of other prompts than the responses'."""
 
     def run(workspace: Workspace) -> Outcome:
-        table = targets(recipe, ranked.tables(), responses.tables())
-        workspace.add_table(table, "targets.parquet")
-        return _outcome(table)
+        comparisons = ranked.tables()
+        traits = open_traits(recipe, comparisons, responses)
+        table = targets(recipe, comparisons, traits)
+        workspace.add_table(table, TARGETS)
+        return _outcome(table, len(comparisons), traits)
 
     return Step(stage_identity("estimate", recipe, {"rank": ranked, "generate": responses}), run)
 
 
-def targets(recipe: Recipe, comparisons: pa.Table, responses: pa.Table) -> pa.Table:
-    """Target rows of comparison rows; prompts may have different numbers of responses."""
-    prompt_ids = comparisons["prompt_id"].to_numpy(zero_copy_only=False)  # (N,)
-    sizes = comparisons["responses"].to_numpy()  # (N,)
-    flat = np.asarray(comparisons["logits"].combine_chunks().flatten(), dtype=np.float64)
-    starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64) ** 2)])  # (N + 1,)
-    if len(flat) != starts[-1]:
-        raise EstimateError(f"{len(flat)} logits for {len(sizes)} prompts; expected K x K each, {starts[-1]}: rank again")
-    identical = _identical_prompts(responses, prompt_ids, sizes)
-    offsets = np.concatenate([[0], np.cumsum(sizes)])  # (N + 1,)
-    probabilities = np.empty(offsets[-1])
-    selected = np.empty(offsets[-1], dtype=bool)
-    roles = np.empty(offsets[-1], dtype="<U9")
-    for count in np.unique(sizes):
-        rows = np.flatnonzero(sizes == count)  # (M,) prompts with this K
-        logits = flat[starts[rows][:, None] + np.arange(count * count)].reshape(-1, count, count)  # (M, K, K)
-        _refuse_not_finite(logits, prompt_ids[rows])
-        found = win_probabilities(logits, recipe.estimator.rule, recipe.estimator.self_match)  # (M, K)
-        chosen, role = select(found, recipe.selection.responses, recipe.selection.drop_ties)
-        role[(role == "tied") & identical[rows][:, None]] = "identical"
+def open_traits(recipe: Recipe, comparisons: pa.Table, responses: Artifact) -> Traits:
+    """Traits of an artifact's responses; only the columns that they need are read."""
+    chunks = [
+        pq.read_table(responses.path(name), columns=list(COLUMNS), page_checksum_verification=True)
+        for name in responses.file_names(".parquet")
+    ]
+    return find_traits(pa.concat_tables(chunks), comparisons, recipe.selection.near_identical)
+
+
+def targets(recipe: Recipe, comparisons: pa.Table, traits: Traits) -> pa.Table:
+    """Target rows of comparison rows; prompts may have different numbers of responses.
+
+    A prompt with a pair that no judge settled (nan) has no rows: what it lacks could only be guessed, and a target is a
+    probability. Raises EstimateError for an infinite logit, naming prompt and pair."""
+    sizes = comparisons["responses"].to_numpy().astype(np.int64)  # (N,)
+    flat = np.asarray(comparisons["logits"].combine_chunks().flatten(), dtype=np.float64)  # (sum of K * K,)
+    squares = np.cumsum(sizes**2) - sizes**2  # (N,) where each prompt's logits begin
+    if len(flat) != (sizes**2).sum():
+        raise EstimateError(f"{len(flat)} logits for {len(sizes)} prompts; expected K x K each, {(sizes**2).sum()}: rank again")
+    _refuse_infinite(flat, comparisons, squares)
+    offsets = np.cumsum(sizes) - sizes  # (N,)
+    found = _Columns.of(int(sizes.sum()))
+    for count, rows in _blocks(sizes):  # (M,) prompts of this K
+        pairs = squares[rows] + np.arange(count * count)[:, None]  # (K * K, M)
+        # prompts lie next to each other in memory, not a prompt's pairs: numpy's inner loops are M long instead of K
+        logits = flat[pairs].reshape(count, count, -1).transpose(2, 0, 1)  # (M, K, K)
         places = offsets[rows][:, None] + np.arange(count)  # (M, K)
-        probabilities[places], selected[places], roles[places] = found, chosen, role
-    return pa.table(
-        {
-            "prompt_id": pa.array(np.repeat(prompt_ids, sizes), pa.string()),
-            "k": pa.array(np.concatenate([np.arange(size) for size in sizes]), pa.int32()),
-            "win_probability": probabilities,
-            "selected": selected,
-            "role": pa.array(roles, pa.string()),
-        },
-        schema=SCHEMAS[Target],
-    )
+        estimator = recipe.estimator
+        wins = win_probabilities(logits, estimator.rule, estimator.self_match, estimator.temperature)  # (M, K)
+        found.judged[places] = ~np.isnan(logits).any(axis=(1, 2))[:, None]
+        found.win_probability[places] = wins
+        found.selected[places], found.role[places] = select(wins, traits.shaped(places, pairs.T), recipe.selection)
+    return found.table(comparisons["prompt_id"], sizes, np.arange(len(found.role)) - np.repeat(offsets, sizes))
 
 
-def _refuse_not_finite(logits: Array, prompt_ids: npt.NDArray[np.object_]) -> None:
-    bad = np.argwhere(~np.isfinite(logits))
+def _blocks(sizes: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Rows of prompts with the same K, so few at a time that their matrices stay in the processor's cache."""
+    for count in np.unique(sizes).tolist():
+        rows = np.flatnonzero(sizes == count)
+        yield from ((count, rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK))
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Of the R target rows."""
+
+    win_probability: Array
+    selected: npt.NDArray[np.bool_]
+    role: npt.NDArray[np.int8]
+    judged: npt.NDArray[np.bool_]
+    """Whether the judge settled every pair of the prompt."""
+
+    @classmethod
+    def of(cls, rows: int) -> "_Columns":
+        return cls(np.empty(rows), np.empty(rows, np.bool_), np.empty(rows, np.int8), np.empty(rows, np.bool_))
+
+    def table(self, prompt_ids: pa.ChunkedArray, sizes: npt.NDArray[np.int64], k: npt.NDArray[np.int64]) -> pa.Table:
+        rows = np.flatnonzero(self.judged)  # (rows kept,)
+        prompts = np.repeat(np.arange(len(sizes)), sizes)[rows]  # (rows kept,)
+        roles = pa.DictionaryArray.from_arrays(pa.array(self.role[rows]), pa.array(ROLES))
+        return pa.table(
+            {
+                "prompt_id": prompt_ids.combine_chunks().take(pa.array(prompts)),
+                "k": pa.array(k[rows].astype(np.int32)),
+                "win_probability": self.win_probability[rows],
+                "selected": self.selected[rows],
+                "role": roles.cast(pa.string()),
+            },
+            schema=SCHEMAS[Target],
+        )
+
+
+def _refuse_infinite(flat: Array, comparisons: pa.Table, squares: npt.NDArray[np.int64]) -> None:
+    bad = np.flatnonzero(np.isinf(flat))
     if len(bad):
-        row, first, second = bad[0]
+        row = int(np.searchsorted(squares, bad[0], side="right")) - 1
+        pair = divmod(int(bad[0] - squares[row]), comparisons["responses"][row].as_py())
         raise EstimateError(
-            f"judge logit for prompt {prompt_ids[row]}, pair ({first}, {second}) is {logits[row, first, second]}; "
-            f"expected a finite number ({len(bad)} such logits in all): delete the rank artifact and rank again"
+            f"judge logit for prompt {comparisons['prompt_id'][row].as_py()}, pair {pair} is {flat[bad[0]]}; expected a finite "
+            f"number, or nan for a pair without a verdict ({len(bad)} such logits in all): delete the rank artifact and rank "
+            "again"
         )
 
 
-def _identical_prompts(
-    responses: pa.Table, prompt_ids: npt.NDArray[np.object_], sizes: npt.NDArray[np.int32]
-) -> npt.NDArray[np.bool_]:
-    """(N,) whether all responses of a prompt are the same text."""
-    texts = responses.group_by("prompt_id", use_threads=False).aggregate([("text", "count_distinct"), ("text", "count")])
-    found = dict(
-        zip(
-            texts["prompt_id"].to_pylist(),
-            zip(texts["text_count_distinct"].to_pylist(), texts["text_count"].to_pylist(), strict=True),
-            strict=True,
-        )
-    )
-    for prompt_id, size in zip(prompt_ids, sizes, strict=True):
-        if prompt_id not in found or found[prompt_id][1] != size:
-            has = found[prompt_id][1] if prompt_id in found else 0
-            raise EstimateError(
-                f"prompt {prompt_id} was ranked with {size} responses and has {has}; expected the same: rank again"
-            )
-    return np.array([found[prompt_id][0] == 1 for prompt_id in prompt_ids], dtype=bool)
-
-
-def _outcome(table: pa.Table) -> Outcome:
-    roles = table["role"].to_numpy(zero_copy_only=False)
-    selected = table["selected"].to_numpy()
-    prompts = table["prompt_id"].to_numpy(zero_copy_only=False)
+def _outcome(table: pa.Table, prompts: int, traits: Traits) -> Outcome:
+    selected = table["selected"].to_numpy()  # (rows,)
     centred = table["win_probability"].to_numpy()[selected] - 0.5
-    dropped = {reason: len(set(prompts[roles == reason])) for reason in ("identical", "tied")}
-    counts = {
-        "prompts": len(set(prompts)),
-        "responses": len(table),
-        "responses_selected": int(selected.sum()),
-        "prompts_selected": len(set(prompts[selected])),
-        **{f"prompts_{reason}": count for reason, count in dropped.items()},
-    }
-    summary = f"{counts['prompts']} prompts, {counts['responses']} responses, {counts['responses_selected']} selected"
-    reasons = ", ".join(f"{count} prompts {reason}" for reason, count in dropped.items() if count)
+    counts = _counts(table, prompts, traits)
     metrics = {"rms_centred_win_probability": float(np.sqrt(np.mean(centred**2))) if len(centred) else 0.0}
-    return Outcome(f"{summary}, {reasons or '0 dropped'}", counts, metrics)
+    return Outcome(summary(counts), counts, metrics)
+
+
+def _counts(table: pa.Table, prompts: int, traits: Traits) -> dict[str, int]:
+    """What was selected, which prompts and responses were left out and why, and how many responses have each trait."""
+    owner = table["prompt_id"].combine_chunks().dictionary_encode().indices.to_numpy()  # (rows,)
+    roles = table["role"].combine_chunks().dictionary_encode()
+    role = np.array([ROLES.index(name) for name in roles.dictionary.to_pylist()], np.int8)[roles.indices.to_numpy()]
+    trained = np.bincount(owner, weights=table["selected"].to_numpy(), minlength=1)  # (prompts with targets,)
+    return {
+        "prompts": prompts,
+        "responses": len(traits.cut),
+        "responses_selected": int(trained.sum()),
+        "prompts_selected": int((trained > 0).sum()),
+        "prompts_one_sided": int((trained == 1).sum()),
+        "prompts_tied": len(np.unique(owner[role == TIED])),
+        "prompts_identical": len(np.unique(owner[role == IDENTICAL])),
+        "prompts_unjudged": prompts - len(np.unique(owner)),
+        "responses_cut": int(traits.cut.sum()),
+        "responses_empty": int(traits.empty.sum()),
+        "responses_refusal": int(traits.refusal.sum()),
+        "cut_left_out": int((role == CUT).sum()),
+        "empty_left_out": int((role == EMPTY).sum()),
+        "refusals_left_out": int((role == REFUSAL).sum()),
+        "near_identical_left_out": int((role == REPEAT).sum()),
+    }
+
+
+def summary(counts: Mapping[str, int]) -> str:
+    """Counts of an estimate in words; what is 0 is left unsaid."""
+    parts = [f"{counts['prompts']} prompts, {counts['responses']} responses, {counts['responses_selected']} selected"]
+    prompts = [f"{counts[f'prompts_{why}']} {why}" for why in ("tied", "identical", "unjudged") if counts[f"prompts_{why}"]]
+    if prompts:
+        parts.append(f"prompts left out: {', '.join(prompts)}")
+    traits = [
+        f"{has} {word} ({left_out} left out)"
+        for word, has, left_out in (
+            ("cut", counts["responses_cut"], counts["cut_left_out"]),
+            ("empty", counts["responses_empty"], counts["empty_left_out"]),
+            ("refusals", counts["responses_refusal"], counts["refusals_left_out"]),
+        )
+        if has
+    ]
+    if counts["near_identical_left_out"]:
+        traits.append(f"{counts['near_identical_left_out']} near-identical left out")
+    if traits:
+        parts.append(f"responses: {', '.join(traits)}")
+    return "; ".join(parts)

@@ -31,25 +31,33 @@ WIN_RATES = pa.schema(
 """One row a prompt, judge and earlier policy: what paired comparisons between iterations need."""
 
 
-def prompt_win_rates(duel: pa.Table) -> tuple[list[str], Array]:
+def prompt_win_rates(duel: pa.Table) -> tuple[list[str], Array, int]:
     """Chance, prompt by prompt, that an answer of the new policy beats one of the other.
 
-    duel rows: forward (n*m) logits of (new, other), backward (m*n) of (other, new); result: prompt ids and (N,) in [0, 1].
-    P(a > b) = sigmoid((L_ab - L_ba) / 2), averaged over the n x m pairs.
-    Raises EstimateError for a logit that is not finite."""
-    prompt_ids, rates = [], []
+    duel rows: forward (n*m) logits of (new, other), backward (m*n) of (other, new); result: prompt ids, (N,) in [0, 1], and how
+    many pairs had no verdict in one order or both. P(a > b) = sigmoid((L_ab - L_ba) / 2), averaged over the n x m pairs that
+    have one; a prompt without any is left out. Raises EstimateError for an infinite logit, or if no pair has a verdict."""
+    prompt_ids, rates, left_open = [], [], 0
     for row in duel.to_pylist():
         first, second = row["first"], row["second"]
         forward = np.asarray(row["forward"], dtype=np.float64).reshape(first, second)  # (n, m)
         backward = np.asarray(row["backward"], dtype=np.float64).reshape(second, first)  # (m, n)
-        rate = float(sigmoid((forward - backward.T) / 2).mean())
-        if not np.isfinite(rate):
+        if np.isinf(forward).any() or np.isinf(backward).any():
             raise EstimateError(
-                f"a judge logit of held-out prompt {row['prompt_id']} is not finite: delete the duel artifact and run again"
+                f"a judge logit of held-out prompt {row['prompt_id']} is infinite: delete the duel artifact and run again"
             )
-        prompt_ids.append(row["prompt_id"])
-        rates.append(rate)
-    return prompt_ids, np.array(rates)
+        preferences = sigmoid((forward - backward.T) / 2)  # (n, m)
+        judged = preferences[~np.isnan(preferences)]
+        left_open += preferences.size - judged.size
+        if judged.size:
+            prompt_ids.append(row["prompt_id"])
+            rates.append(float(judged.mean()))
+    if not rates:
+        raise EstimateError(
+            f"none of {duel.num_rows} held-out prompts has a pair with a verdict in both orders; expected at least one: "
+            "delete the duel artifact and run again when the judge's server answers"
+        )
+    return prompt_ids, np.array(rates), left_open
 
 
 def bootstrap_interval(values: Array, resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
@@ -120,8 +128,9 @@ def evaluation(
     for position, (name, row) in enumerate(zip(judge_names(recipe), duels, strict=True)):
         against = []
         for other, duel in enumerate(row):
-            prompt_ids, rates = prompt_win_rates(duel.tables())
-            against.append({"iteration": other, "win_rate": mean_with_interval(rates, recipe.evaluation.resamples, seed)})
+            prompt_ids, rates, left_open = prompt_win_rates(duel.tables())
+            win_rate = mean_with_interval(rates, recipe.evaluation.resamples, seed)
+            against.append({"iteration": other, "win_rate": win_rate, "unjudged_pairs": left_open})
             tables.append(
                 pa.table(
                     {

@@ -1,16 +1,24 @@
 """The judge compares the K responses of each prompt with each other, in both orders: all K (K - 1) ordered pairs.
 
 Rows are `Comparison`s: raw logits, so that changing the estimator costs no judging. arXiv:2405.00675, section 4.1 (PairRM).
+Beside them `preferences.json` says what the judge is like (sppo.preferences).
 """
+
+from collections.abc import Iterator
+
+import pyarrow.parquet as pq
 
 from sppo.errors import JudgeError
 from sppo.hardware import Hardware
+from sppo.judges import prompt_text
 from sppo.judges.contest import Contest, answers_in, judge_contests
 from sppo.launch import HERE, Launcher
-from sppo.recipe import Recipe
+from sppo.preferences import FILE, Label, Verdicts, preferences, read_verdicts, to_json
+from sppo.recipe import Recipe, WorldPrompts
 from sppo.stages import stage_identity
 from sppo.store import Artifact, Outcome, Step, Workspace
 from sppo.store.artifact import ArtifactFile
+from sppo.world.language import rule_preference
 
 
 def step(
@@ -34,7 +42,9 @@ def step(
         pairs = _check(prompts, responses, expected)
         contest = Contest(workspace, responses, None, pairs)
         counts = judge_contests(recipe.judge, judge, prompts, hardware, [contest], launch)[0]
-        return Outcome(f"{counts['prompts']} prompts x {expected} responses, {judged(counts)}", counts)
+        report = preferences(_verdicts(workspace, responses, _truth(recipe, prompts)))
+        workspace.add_text(to_json(report), FILE)
+        return Outcome(f"{counts['prompts']} prompts x {expected} responses, {judged(counts)}", counts, report.metrics())
 
     return Step(stage_identity("rank", recipe, inputs), run)
 
@@ -42,6 +52,22 @@ def step(
 def judged(counts: dict[str, int]) -> str:
     """Counts of pairs in words."""
     return f"{counts['pairs']} pairs: {counts['judged']} judged, {counts['identical']} identical, {counts['repeated']} repeated"
+
+
+def _verdicts(workspace: Workspace, responses: Artifact, label: Label | None) -> Iterator[Verdicts]:
+    """Chunk by chunk: the texts of all responses may be gigabytes."""
+    for entry in workspace.files:
+        comparisons = pq.read_table(workspace.part_path(entry), page_checksum_verification=True)
+        yield from read_verdicts(comparisons, answers_in(responses, entry.name), label)
+
+
+def _truth(recipe: Recipe, prompts: ArtifactFile) -> Label | None:
+    """True preferences, which only the tiny world has: its rule."""
+    if not isinstance(recipe.prompts.source, WorldPrompts):
+        return None
+    table = prompts.table()
+    asked = dict(zip(table["prompt_id"].to_pylist(), map(prompt_text, table["messages"].to_pylist()), strict=True))
+    return lambda prompt_id, first, second: rule_preference(asked[prompt_id], first, second)
 
 
 def _check(prompts: ArtifactFile, responses: Artifact, expected: int) -> dict[str, int]:

@@ -10,7 +10,7 @@
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -58,7 +58,9 @@ class Comparison:
     responses: int
     """K of this prompt."""
     logits: list[float]
-    """K * K values, row-major; the diagonal is 0."""
+    """K * K values, row-major; the diagonal is 0. nan where the judge gave no verdict."""
+    members: list[list[float]] = field(default_factory=list)
+    """Of an ensemble, the same of each judge in it."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ SCHEMAS: dict[type, pa.Schema] = {
             pa.field("prompt_id", pa.string(), False),
             pa.field("responses", pa.int32(), False),
             pa.field("logits", pa.list_(pa.float32()), False),
+            pa.field("members", pa.list_(pa.list_(pa.float32())), False),
         ]
     ),
     Duel: pa.schema(
@@ -144,7 +147,7 @@ def to_table(kind: type[Row], rows: Iterable[Row]) -> pa.Table:
 
 def from_table(kind: type[Row], table: pa.Table) -> Iterator[Row]:
     """Rows of an Arrow table."""
-    names: list[Any] = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    names: list[Any] = [each.name for each in fields(kind)]  # type: ignore[arg-type]
     for row in table.select(names).to_pylist():
         yield kind(**row)
 

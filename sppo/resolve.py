@@ -6,20 +6,24 @@ The resolved recipe is the one that is fingerprinted: it says exactly what will 
 import importlib.util
 import logging
 import re
-from typing import Literal, TypeVar
+from typing import Literal
 
 from sppo.errors import RecipeError
 from sppo.policy import check_stored
 from sppo.recipe import (
+    EndpointJudge,
+    EnsembleJudge,
     HubModel,
+    Judge,
     ModelSource,
     OwnPrompts,
-    PairRMJudge,
     Policy,
     Recipe,
+    SingleJudge,
     SnorkelPrompts,
     StoredModel,
     UltraFeedbackPrompts,
+    WorldRuleJudge,
 )
 from sppo.sources import is_local, split_revision
 from sppo.store import Store
@@ -28,7 +32,6 @@ log = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 Kind = Literal["model", "dataset"]
-AnyJudge = TypeVar("AnyJudge")
 
 
 def resolve(recipe: Recipe, store: Store) -> Recipe:
@@ -78,10 +81,17 @@ def _model(source: ModelSource) -> ModelSource:
     return source
 
 
-def _judge(judge: AnyJudge) -> AnyJudge:
-    if isinstance(judge, PairRMJudge):
-        return judge.model_copy(update={"source": _model(judge.source)})
-    return judge
+def _judge(judge: Judge) -> Judge:
+    if not isinstance(judge, EnsembleJudge):
+        return _single_judge(judge)
+    members = tuple(member.model_copy(update={"judge": _single_judge(member.judge)}) for member in judge.members)
+    return judge.model_copy(update={"members": members})
+
+
+def _single_judge(judge: SingleJudge) -> SingleJudge:
+    if isinstance(judge, WorldRuleJudge | EndpointJudge):
+        return judge
+    return judge.model_copy(update={"source": _model(judge.source)})
 
 
 def _prompts(source: object) -> object:

@@ -31,8 +31,8 @@ STAGES = {
         Stage("judge", 1, ("judge.source",), ()),
         Stage("split", 1, ("prompts", "iterations", "policy.system_role"), ("policy",)),
         Stage("generate", 1, ("generation", "policy.stop_tokens", "policy.dtype", "seed"), ("split", "policy")),
-        Stage("rank", 1, ("judge",), ("judge", "generate")),
-        Stage("estimate", 1, ("estimator", "selection"), ("rank", "generate")),
+        Stage("rank", 2, ("judge",), ("judge", "generate")),
+        Stage("estimate", 2, ("estimator", "selection"), ("rank", "generate")),
         Stage("train", 1, ("training", "policy.dtype", "seed"), ("policy", "generate", "estimate")),
         Stage(
             "sample",
@@ -70,8 +70,8 @@ def recipe_part(stage: str, recipe: Recipe) -> dict[str, object]:
 
 def _without_sources(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: inner for key, inner in value.items() if key != "source"}
-    return [_without_sources(inner) for inner in value]
+        return {key: _without_sources(inner) for key, inner in value.items() if key not in ("source", "trust_code")}
+    return [_without_sources(inner) for inner in value] if isinstance(value, list) else value
 
 
 def stage_identity(

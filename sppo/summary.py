@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from sppo import chart
+from sppo import chart, preferences
 from sppo.launch import WorkRecord
 from sppo.markdown import escaped, image, table
 from sppo.report import RunReport, assemble, seconds_head, seconds_rows, table_head, table_rows
@@ -121,9 +121,16 @@ def _win_rates(artifact: Artifact) -> str:
     return chart.intervals(f"Held-out win rates of iteration {report['iteration']}", rows, "win rate, 95 % interval", 0.5)
 
 
-CHARTS: Mapping[str, Callable[[Artifact], str]] = {
+def _preferences(artifact: Artifact) -> str | None:
+    if preferences.FILE not in artifact.file_names():
+        return None  # ranked before the report was part of it
+    return preferences.drawn(preferences.Preferences.model_validate_json(artifact.text(preferences.FILE)))
+
+
+CHARTS: Mapping[str, Callable[[Artifact], str | None]] = {
     "generate": _lengths,
     "sample": _lengths,
+    "rank": _preferences,
     "estimate": _targets,
     "train": _training,
     "evaluate": _win_rates,

@@ -13,5 +13,4 @@ from tasks.reporting import report
 @task(name="judge", **HEAVY)
 def fitted_judge(setup: Setup, judge: Judge) -> Artifact | None:
     """A judge's weights: fetched, or made in the tiny world; None for a judge that has none."""
-    step = sppo.judges.step(judge, setup.recipe)
-    return None if step is None else setup.store.build(step, report)
+    return sppo.judges.build(setup.store, judge, setup.recipe, report)

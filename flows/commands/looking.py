@@ -1,5 +1,7 @@
 """Commands that start nothing: how far runs are, what artifacts were made from, what recipes and hardware say."""
 
+from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -11,9 +13,24 @@ recipes = typer.Typer(help="What is computed.", no_args_is_help=True)
 machines = typer.Typer(help="Where it runs.", no_args_is_help=True)
 
 
+class Rule(StrEnum):
+    """From logits to probabilities."""
+
+    PAIRWISE = "pairwise"
+    BRADLEY_TERRY = "bradley_terry"
+    PROB_MEAN = "prob_mean"
+
+
 def add_to(app: typer.Typer) -> None:
     """Make these commands part of `sppo`."""
-    for name, command in (("status", status), ("lineage", show_lineage), ("verify", verify)):
+    commands: dict[str, Callable[..., None]] = {
+        "status": status,
+        "lineage": show_lineage,
+        "verify": verify,
+        "estimate": estimate,
+        "preferences": show_preferences,
+    }
+    for name, command in commands.items():
         app.command(name, rich_help_panel=PANEL)(command)
     app.add_typer(recipes, name="recipe", rich_help_panel=PANEL)
     app.add_typer(machines, name="hardware", rich_help_panel=PANEL)
@@ -54,6 +71,43 @@ def verify(run: RunName, store: StoreUrl) -> None:
 
     if not show_verified(plain_console(), Store(store), run):
         raise typer.Exit(1)
+
+
+def estimate(
+    run: RunName,
+    store: StoreUrl,
+    iteration: Annotated[
+        int | None, typer.Argument(metavar="ITERATION", help="The last finished one, if none is given.")
+    ] = None,
+    rule: Annotated[list[Rule] | None, typer.Option("--rule", help="One or more, instead of the run's own.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Logits are divided by it.")] = None,
+    self_match: Annotated[
+        bool | None, typer.Option("--self-match/--no-self-match", help="Whether a match against itself counts, as 1/2.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="All rules side by side; so it is if nothing else is asked.")
+    ] = False,
+) -> None:
+    """What another estimator would make of a run's judgements: which choices and how much of the targets change. No GPU."""
+    from flows.estimation import show_estimates
+    from flows.terminal import plain_console
+    from sppo.store import Store
+
+    rules = [each.value for each in rule or []]
+    show_estimates(plain_console(), Store(store), run, iteration, rules, temperature, self_match, compare)
+
+
+def show_preferences(
+    run: Annotated[str, typer.Argument(metavar="RUN|rank/DIGITS", help="A run, or the start of a rank artifact's name.")],
+    store: StoreUrl,
+    iteration: Annotated[int | None, typer.Argument(metavar="ITERATION", help="Of a run; the last finished one.")] = None,
+) -> None:
+    """What the judge's preferences say: position bias, cycles, length, agreement, calibration, and the game they make."""
+    from flows import preferences
+    from flows.terminal import plain_console
+    from sppo.store import Store
+
+    preferences.show_preferences(plain_console(), Store(store), run, iteration)
 
 
 @recipes.command("list")

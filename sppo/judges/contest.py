@@ -15,9 +15,10 @@ from sppo.configuration import Frozen
 from sppo.errors import JudgeError
 from sppo.hardware import Hardware
 from sppo.launch import HERE, Group, Launcher, keep_accounts
-from sppo.recipe import Judge
+from sppo.recipe import EndpointJudge, EnsembleJudge, Judge
 from sppo.store import Artifact, Workspace
 from sppo.store.artifact import ArtifactFile
+from sppo.store.manifest import PartRecord
 
 WORKER = "sppo.workers.rank"
 
@@ -108,7 +109,7 @@ def judge_contests(
     Raises JudgeError in the worker's own words, or LaunchError if a worker died."""
     launch = HERE if judge_artifact is None else launch
     everything = [(contest, name) for contest in contests for name in contest.pairs]
-    missing = [(contest, name) for contest, name in everything if contest.workspace.part(_part(name)) is None]
+    missing = [(contest, name) for contest, name in everything if not is_whole(newest_part(contest.workspace, name))]
     if missing:
         first = contests[0].workspace
         machines = launch.machines(first.stage, first.fingerprint)
@@ -121,7 +122,36 @@ def judge_contests(
             if runs:
                 groups.append(_group(runs, hardware, first.stage, first.fingerprint, number + 1, machines))
         keep_accounts(first, launch.run(groups, first.store, first.report))
-    return [_adopt(contest) for contest in contests]
+    return [_adopt(contest, judge) for contest in contests]
+
+
+def newest_part(workspace: Workspace, name: str) -> PartRecord | None:
+    """A chunk as it was judged last: a chunk with pairs left open is asked about again, and committed beside the older one."""
+    record = workspace.part(_part(name))
+    again = 1
+    while not (record is None or is_whole(record)):
+        later = workspace.part(part_name(name, again))
+        if later is None:
+            break
+        record, again = later, again + 1
+    return record
+
+
+def is_whole(record: PartRecord | None) -> bool:
+    """Whether every pair of a chunk has its verdict."""
+    return record is not None and not record.counts.get("unjudged", 0)
+
+
+def part_name(name: str, again: int = 0) -> str:
+    """Of a chunk file's part, when its open pairs were asked about for the n-th time again."""
+    return _part(name) + (f"-again-{again}" if again else "")
+
+
+def open_share(judge: Judge) -> float:
+    """Share of pairs that may stay without a verdict."""
+    if isinstance(judge, EnsembleJudge):
+        return max(open_share(member.judge) for member in judge.members)
+    return judge.max_unjudged if isinstance(judge, EndpointJudge) else 0.0
 
 
 def _group(runs: Sequence[RankRun], hardware: Hardware, stage: str, fingerprint: str, number: int, of: int) -> Group:
@@ -174,13 +204,31 @@ def _chunks(contest: Contest, names: Sequence[str]) -> Chunks:
     )
 
 
-def _adopt(contest: Contest) -> dict[str, int]:
+def _adopt(contest: Contest, judge: Judge) -> dict[str, int]:
+    records = {name: newest_part(contest.workspace, name) for name in contest.pairs}
     counts: dict[str, int] = {}
-    for name in contest.pairs:
-        record = contest.workspace.part(_part(name))
+    for name, record in records.items():
         if record is None:
             raise JudgeError(f"{contest.workspace.stage}: {name} was not judged though every worker ended well; run again")
-        contest.workspace.adopt_part(record)
         for key, count in record.counts.items():
             counts[key] = counts.get(key, 0) + count
+    _refuse_too_many_open(contest, judge, counts)
+    for record in records.values():
+        if record is not None:
+            contest.workspace.adopt_part(record)
     return counts
+
+
+def _refuse_too_many_open(contest: Contest, judge: Judge, counts: Mapping[str, int]) -> None:
+    left, pairs, share = counts.get("unjudged", 0), counts.get("pairs", 0), open_share(judge)
+    if left > share * pairs:
+        reasons = ", ".join(
+            f"{name.removeprefix('unjudged_').replace('_', ' ')}: {count}"
+            for name, count in sorted(counts.items())
+            if name.startswith("unjudged_") and count
+        )
+        raise JudgeError(
+            f"{contest.workspace.stage}: {left} of {pairs} pairs have no verdict ({reasons or 'no reason was recorded'}); "
+            f"expected at most a share of {share:g}, the judge's max_unjudged: run again when the server answers, "
+            "and only these pairs are asked about"
+        )

@@ -121,8 +121,9 @@ def build_encoder(shape: EncoderShape) -> "torch.nn.ModuleDict":
     return encoder
 
 
-def distance_buckets(shape: EncoderShape, tokens: int, device: "torch.device") -> "torch.Tensor":
-    """Row of the relative embeddings for each query and key, (T, T): one for each near distance, far ones share theirs."""
+def relative_rows(shape: EncoderShape, tokens: int, device: "torch.device") -> "torch.Tensor":
+    """Row of the relative embeddings for each distance q - k from 1 - T to T - 1, (2T - 1,), never falling: one for each near
+    distance, far ones share theirs."""
     import torch
 
     apart = torch.arange(1 - tokens, tokens, device=device)  # (2T - 1,), query - key
@@ -132,9 +133,12 @@ def distance_buckets(shape: EncoderShape, tokens: int, device: "torch.device") -
         logarithm = torch.log(far / half) / torch.log(torch.tensor((shape.farthest - 1) / half)) * (half - 1)
         shared = (torch.ceil(logarithm) + half) * apart.sign()
         apart = torch.where(apart.abs() <= half, apart, shared.long())
-    rows = (apart + shape.distances).clamp(0, 2 * shape.distances - 1)  # (2T - 1,)
-    place = torch.arange(tokens, device=device)
-    return rows[place[:, None] - place[None, :] + tokens - 1]  # (T, T)
+    return (apart + shape.distances).clamp(0, 2 * shape.distances - 1)
+
+
+def distance_buckets(shape: EncoderShape, tokens: int, device: "torch.device") -> "torch.Tensor":
+    """Row of the relative embeddings for each query and key, (T, T)."""
+    return relative_rows(shape, tokens, device).unfold(0, tokens, 1).flip(1)
 
 
 def encode(encoder: "torch.nn.ModuleDict", shape: EncoderShape, ids: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":

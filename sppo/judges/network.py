@@ -1,33 +1,39 @@
-"""PairRM as a judge: texts to ids once a match, all questions sorted by length, batches filled to a token budget."""
+"""PairRM as a judge: texts to ids once a match, all questions sorted by length, packed to a token budget without padding."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sppo.errors import JudgeError
-from sppo.judges import Logits, Match, prompt_text, questions
+from sppo.judges import Device, Judge, Logits, Match, Question, prompt_text, questions, spread
+from sppo.judges.flex import FlexAttention
+from sppo.judges.kernel import positions_kernel
+from sppo.judges.packed import PackedEncoder, pack
 from sppo.judges.pairrm import PairRM, load_pairrm
-from sppo.judges.segments import JudgeTokenizer, PairEncoding, SegmentLimits, fill_batches, join_pair, pad_pairs
+from sppo.judges.segments import JudgeTokenizer, PairEncoding, SegmentLimits, fill_rows, join_pair
+from sppo.judges.sliced import SlicedAttention
 from sppo.progress import Progress, Report
 from sppo.recipe import PairRMJudge
 
-Question = tuple[str, str]
+if TYPE_CHECKING:
+    import torch
 
 
-class NetworkJudge:
-    """A loaded PairRM. Batches hold questions of many matches; padding is masked, so a logit does not depend on them."""
+class NetworkJudge(Judge):
+    """A loaded PairRM. A batch holds questions of many matches, and none of them sees another, so no logit depends on them."""
 
     def __init__(self, network: PairRM, tokenizer: JudgeTokenizer, limits: SegmentLimits, tokens_per_batch: int) -> None:
-        self.network = network
+        self.encoder = PackedEncoder(network.encoder, network.shape, _attention(network))
+        self.head = network.module["head_layer"]
         self.tokenizer = tokenizer
         self.limits = limits
         self.tokens_per_batch = tokens_per_batch
-        """Rows x longest of a batch; a longer question is a batch of its own."""
+        """Of a batch; a longer question is a batch of its own."""
 
     @classmethod
-    def load(cls, judge: PairRMJudge, folder: Path, device: Literal["cpu", "cuda"], tokens_per_batch: int) -> "NetworkJudge":
+    def load(cls, judge: PairRMJudge, folder: Path, device: Device, tokens_per_batch: int) -> "NetworkJudge":
         """The judge of a folder.
 
         Raises JudgeError for limits that leave no room for text."""
@@ -37,19 +43,19 @@ class NetworkJudge:
                 f"judge limits {limits.source} and {limits.candidate} tokens leave no room for text; expected at least 4, "
                 "three are control tokens: raise max_source_tokens or max_candidate_tokens"
             )
-        network, tokenizer = load_pairrm(folder, device)
+        network, tokenizer = load_pairrm(folder, device, judge.precision)
         return cls(network, tokenizer, limits, tokens_per_batch)
 
     def judge(self, matches: Sequence[Match], report: Report) -> list[Logits]:
         """Logits of each match's pairs, (P,) each."""
         encodings: list[PairEncoding] = []
-        places: list[dict[Question, int]] = []
+        places: list[list[Question]] = []
         for match in matches:
             found = self._encode(match)
-            places.append({question: len(encodings) + offset for offset, question in enumerate(found)})
+            places.append(list(found))
             encodings.extend(found.values())
-        scores = self._score(encodings, report)  # (Q,), Q questions
-        return [_logits_of(match, place, scores) for match, place in zip(matches, places, strict=True)]
+        scores = iter(self._score(encodings, report).tolist())  # Q questions
+        return [spread(match, dict(zip(asked, scores, strict=False))) for match, asked in zip(matches, places, strict=True)]
 
     def _encode(self, match: Match) -> dict[Question, PairEncoding]:
         asked = questions(match)
@@ -64,18 +70,34 @@ class NetworkJudge:
     def _score(self, encodings: Sequence[PairEncoding], report: Report) -> Logits:
         scores = np.zeros(len(encodings), dtype=np.float32)  # (Q,)
         done = 0
-        for rows in fill_batches([len(encoding.ids) for encoding in encodings], self.tokens_per_batch):
-            batch = pad_pairs([encodings[row] for row in rows], self.tokenizer.control.pad)
-            scores[rows] = self.network.logits(batch).cpu().numpy()
+        for rows in fill_rows([len(encoding.ids) for encoding in encodings], self.tokens_per_batch):
+            scores[rows] = self.logits([encodings[row] for row in rows]).cpu().numpy()
             done += len(rows)
             report(Progress(stage="judge", done=done, total=len(encodings), unit="pairs"))
         return scores
 
+    def logits(self, encodings: Sequence[PairEncoding]) -> "torch.Tensor":
+        """L of each question of one batch, (B,) in fp32: positive where the first answer looks better."""
+        import torch
 
-def _logits_of(match: Match, places: dict[Question, int], scores: Logits) -> Logits:
-    logits = np.zeros(len(match.pairs), dtype=np.float32)  # (P,); identical texts stay 0
-    for position, (first, second) in enumerate(match.pairs):
-        place = places.get((match.responses[first], match.responses[second]))
-        if place is not None:
-            logits[position] = scores[place]
-    return logits
+        rows = pack([len(encoding.ids) for encoding in encodings])
+        wanted = [
+            start + place
+            for start, encoding in zip(rows.starts, encodings, strict=True)
+            for place in (encoding.source, encoding.candidate1, encoding.candidate2)
+        ]
+        device = self.encoder.words.device
+        ids = torch.from_numpy(np.concatenate([encoding.ids for encoding in encodings])).to(device)  # (N,)
+        with torch.inference_mode():
+            states = self.encoder.encode(ids, rows, torch.tensor(wanted, device=device))  # (3 B, H)
+            states = states.view(len(encodings), 3, -1)  # (B, 3, H)
+            left, right = (self.head(states[:, [0, place]].flatten(1)).float() for place in (1, 2))  # (B, tasks) each
+            margins: torch.Tensor = (left - right).mean(dim=-1)  # (B,)
+        return margins
+
+
+def _attention(network: PairRM) -> "SlicedAttention | FlexAttention":
+    if network.device.type == "cuda":
+        return FlexAttention(network.shape)
+    words = next(network.module.parameters())
+    return SlicedAttention(network.shape, words, positions_kernel(words.dtype))

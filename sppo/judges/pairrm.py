@@ -16,6 +16,7 @@ from sppo.errors import JudgeError
 from sppo.judges.encoder import build_encoder, encode, encoder_shape
 from sppo.judges.folder import CONFIG, TOKENIZER, WEIGHTS, JudgeFolder, read_folder
 from sppo.judges.segments import JudgeTokenizer, PairBatch, SegmentLimits, save_tokenizer
+from sppo.recipe import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -117,8 +118,8 @@ def check_tensors(folder: JudgeFolder, network: PairRM) -> None:
             )
 
 
-def load_pairrm(path: Path, device: str = "cpu") -> tuple[PairRM, JudgeTokenizer]:
-    """A judge folder's network, ready to judge, and its tokenizer. fp32 on CPU; fp16 on CUDA, as llm-blender runs it.
+def load_pairrm(path: Path, device: str = "cpu", precision: Precision = "auto") -> tuple[PairRM, JudgeTokenizer]:
+    """A judge folder's network, ready to judge, and its tokenizer. `auto`: fp32 on CPU; fp16 on CUDA, as llm-blender runs it.
 
     Raises JudgeError for anything missing, extra or misshapen."""
     import torch
@@ -127,7 +128,9 @@ def load_pairrm(path: Path, device: str = "cpu") -> tuple[PairRM, JudgeTokenizer
     folder = read_folder(path)
     network = network_of(folder)
     check_tensors(folder, network)
-    dtype = torch.float16 if device == "cuda" else torch.float32
+    if precision == "auto":
+        precision = "float16" if device == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, precision)
     state = {name: tensor.to(dtype) for name, tensor in load_file(folder.path / WEIGHTS).items() if name in folder.shapes}
     network.module.load_state_dict(state, strict=True, assign=True)
     network.module.to(device).eval().requires_grad_(False)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sppo.judges import Logits, Match, prompt_text
+from sppo.judges import Judge, Logits, Match, prompt_text
 from sppo.progress import Progress, Report
 from sppo.world.language import rule_logit
 
 
-class RuleJudge:
+class RuleJudge(Judge):
     """L_ij is the rule's log-odds, so (L_ij - L_ji) / 2 is it too."""
 
     def judge(self, matches: Sequence[Match], report: Report) -> list[Logits]:

@@ -170,6 +170,19 @@ def fill_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int
     return batches
 
 
+def fill_rows(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Indices in batches, longest first; a batch's tokens stay within the budget, or its row is alone."""
+    batches: list[list[int]] = []
+    left = 0
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if lengths[index] > left:
+            batches.append([])
+            left = max(tokens_per_batch, lengths[index])
+        batches[-1].append(index)
+        left -= lengths[index]
+    return batches
+
+
 def pad_pairs(encodings: Sequence[PairEncoding], pad: int) -> PairBatch:
     """Questions as arrays."""
     longest = max(len(encoding.ids) for encoding in encodings)

@@ -82,7 +82,7 @@ def check_enough(examples: Examples, global_batch: int) -> None:
         raise TrainError(
             f"{found} prompts have a response to train on ({examples.unselected} have none selected, {examples.overlong} fill "
             f"max_tokens alone); expected at least one global batch of {global_batch}: use more prompts, lower "
-            "training.global_batch, or set selection.drop_ties to false if the judge ties them"
+            "training.global_batch, or relax `selection`: the estimate line of the log says what it left out"
         )
 
 

@@ -55,7 +55,7 @@ def recipe_overrides(policy: Path, judge: Path) -> tuple[str, ...]:
         "prompts.max_prompt_tokens=256",
         "generation={engine: transformers, responses: 3, temperature: 1.0, top_p: 1.0, max_tokens: 32}",
         f"judge={kind}",
-        "selection={responses: all, drop_ties: false}",
+        "selection={responses: all, drop_ties: false, cut: keep, empty: keep}",
         "training.schedule_epochs=2",
         "training.stop_epochs=2",
         "training.global_batch=16",

@@ -68,7 +68,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, random_policy: Callable[[str
         "prompts.max_prompt_tokens=256",
         "generation={engine: transformers, responses: 2, temperature: 1.0, top_p: 1.0, max_tokens: 8}",
         f"judge={judge}",
-        "selection={responses: all, drop_ties: false}",
+        "selection={responses: all, drop_ties: false, cut: keep, empty: keep}",
         "training.learning_rate=0.01",
         "training.schedule_epochs=1",
         "training.stop_epochs=1",

@@ -40,6 +40,7 @@ def test_help_answers_in_half_a_second() -> None:
         ["status", "nothing", "--store", "STORE"],
         ["verify", "nothing", "--store", "STORE"],
         ["lineage", "nothing", "--store", "STORE"],
+        ["preferences", "nothing", "--store", "STORE"],
         ["branch", "nothing", "--at", "1", "--recipe", "tiny", "--run", "other", "--store", "STORE"],
         ["publish", "nothing", "--store", "STORE"],
     ],

@@ -14,8 +14,8 @@ def test_a_prompts_win_rate_averages_both_orders_and_all_pairs() -> None:
     # one new answer against two others: pair 0: (2 - -2) / 2 = 2; pair 1: (0 - 2) / 2 = -1
     # (sigmoid(2) + sigmoid(-1)) / 2 = (0.880797 + 0.268941) / 2 = 0.574869
     duel = pa.table({"prompt_id": ["p"], "first": [1], "second": [2], "forward": [[2.0, 0.0]], "backward": [[-2.0, 2.0]]})
-    prompt_ids, rates = prompt_win_rates(duel)
-    assert prompt_ids == ["p"]
+    prompt_ids, rates, left_open = prompt_win_rates(duel)
+    assert (prompt_ids, left_open) == (["p"], 0)
     assert rates == pytest.approx([0.574869], abs=1e-6)
 
 
@@ -34,9 +34,25 @@ def test_forward_and_backward_are_matched_pair_by_pair() -> None:
     assert prompt_win_rates(duel)[1] == pytest.approx([0.620503], abs=1e-6)
 
 
-def test_a_missing_judgement_is_an_error_never_one_half() -> None:
+def test_a_pair_without_a_verdict_is_left_out_and_counted_never_one_half() -> None:
+    # p: of three pairs the second lacks one order; (sigmoid(2) + sigmoid(1)) / 2 = (0.880797 + 0.731059) / 2. q: none at all
+    nan = float("nan")
+    rows = {"prompt_id": ["p", "q"], "first": [1, 1], "second": [3, 1], "forward": [[2.0, 3.0, 2.0], [nan]]}
+    duel = pa.table({**rows, "backward": [[-2.0, nan, 0.0], [1.0]]})
+    prompt_ids, rates, left_open = prompt_win_rates(duel)
+    assert (prompt_ids, left_open) == (["p"], 2)
+    assert rates == pytest.approx([0.805928], abs=1e-6)
+
+
+def test_without_any_verdict_there_is_no_win_rate() -> None:
     duel = pa.table({"prompt_id": ["p"], "first": [1], "second": [1], "forward": [[float("nan")]], "backward": [[0.0]]})
-    with pytest.raises(EstimateError, match="held-out prompt p is not finite"):
+    with pytest.raises(EstimateError, match=r"none of 1 held-out prompts .* delete the duel artifact"):
+        prompt_win_rates(duel)
+
+
+def test_an_infinite_logit_is_an_error() -> None:
+    duel = pa.table({"prompt_id": ["p"], "first": [1], "second": [1], "forward": [[float("inf")]], "backward": [[0.0]]})
+    with pytest.raises(EstimateError, match="held-out prompt p is infinite"):
         prompt_win_rates(duel)
 
 

@@ -58,7 +58,7 @@ def test_every_recipe_and_hardware_file_loads_and_carries_its_file_name() -> Non
         ("iterations=0", "iterations is 0; input should be greater than or equal to 1"),
         ("seed=5e-7", "seed is 5e-07; input should be a valid integer"),
         ("generation.top_p=1.5", "generation.top_p is 1.5"),
-        ("judge.kind=pairrmm", "judge.*'pairrmm'.*'pairrm', 'world-rule'"),
+        ("judge.kind=pairrmm", "judge.*'pairrmm'.*'pairrm', 'reward-model'.*'ensemble'"),
         ("nothing", "override 'nothing'; expected key=value"),
         ("trainning.eta=4", "no 'trainning' in the recipe"),
         ("name=Tiny/..", "name is 'Tiny/..'"),

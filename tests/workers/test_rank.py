@@ -60,7 +60,7 @@ def test_two_processes_and_other_batches_rank_as_one_does(
     judge, prompts, responses = build_judge(store, recipe), make_prompts(list("abcdef")), make_answers(*CHUNKS)
     seen: list[Progress] = []
     ranked = store.build(rank.step(recipe, with_processes(cpu, 1), judge, prompts, responses), seen.append)
-    assert ranked.file_names() == responses.file_names()  # chunk by chunk
+    assert ranked.file_names() == [*responses.file_names(), "preferences.json"]  # chunk by chunk, and what they say
     # 6 prompts x 3 x 2 ordered pairs, all texts of a prompt different
     assert ranked.manifest.counts == {"prompts": 6, "pairs": 36, "judged": 36, "identical": 0, "repeated": 0}
     assert (seen[-1].stage, seen[-1].done, seen[-1].total) == ("rank", 36, 36)
@@ -176,7 +176,7 @@ def test_real_prompts_and_answers_are_ranked_with_every_pair_accounted_for(
     judge = build_judge(store, recipe)
     ranked = store.build(rank.step(recipe, with_processes(cpu, 2, 1024), judge, prompts, make_answers(*chunks)))
     counts = ranked.manifest.counts
-    assert ranked.file_names() == ["chunk-00000.parquet", "chunk-00001.parquet"]  # 32 + 8 prompts
+    assert ranked.file_names(".parquet") == ["chunk-00000.parquet", "chunk-00001.parquet"]  # 32 + 8 prompts
     assert (counts["prompts"], counts["pairs"]) == (40, 40 * 6)
     assert counts["identical"] == identical
     assert counts["judged"] + counts["identical"] + counts["repeated"] == counts["pairs"]

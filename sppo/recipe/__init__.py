@@ -11,45 +11,73 @@ from pydantic import Field, model_validator
 
 from sppo.configuration import NAME, Frozen, named_file, parse_yaml, validate
 from sppo.errors import RecipeError
+from sppo.recipe.judges import (
+    Endpoint,
+    EndpointJudge,
+    EnsembleJudge,
+    GeneralPreferenceJudge,
+    Judge,
+    Member,
+    PairRMJudge,
+    PairwiseLLMJudge,
+    Precision,
+    RewardModelJudge,
+    SingleJudge,
+    WorldRuleJudge,
+)
+from sppo.recipe.models import (
+    FolderModel,
+    HubId,
+    HubModel,
+    ModelSource,
+    PolicySource,
+    PretrainedSource,
+    StoredModel,
+    WorldModel,
+)
+
+__all__ = [
+    "Endpoint",
+    "EndpointJudge",
+    "EnsembleJudge",
+    "Estimator",
+    "Evaluation",
+    "FolderModel",
+    "GeneralPreferenceJudge",
+    "Generation",
+    "HubId",
+    "HubModel",
+    "Judge",
+    "Member",
+    "ModelSource",
+    "OwnPrompts",
+    "PairRMJudge",
+    "PairwiseLLMJudge",
+    "Policy",
+    "PolicySource",
+    "Precision",
+    "PretrainedSource",
+    "Prompts",
+    "Recipe",
+    "RewardModelJudge",
+    "Sampling",
+    "Selection",
+    "SingleJudge",
+    "SnorkelPrompts",
+    "StoredModel",
+    "Training",
+    "Treatment",
+    "UltraFeedbackPrompts",
+    "WorldModel",
+    "WorldPrompts",
+    "WorldRuleJudge",
+    "load_recipe",
+    "overridden",
+    "recipe_names",
+]
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
-HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")]
-
-
-class HubModel(Frozen):
-    """A model of the Hugging Face hub, pinned to a revision when the run starts."""
-
-    kind: Literal["hub"]
-    model: HubId
-    revision: str = "main"
-
-
-class FolderModel(Frozen):
-    """A model in a local folder, safetensors only."""
-
-    kind: Literal["folder"]
-    path: str
-
-
-class WorldModel(Frozen):
-    """The tiny world's own, made from scratch."""
-
-    kind: Literal["world"]
-
-
-class StoredModel(Frozen):
-    """A policy that the run's own store holds already, such as the last published one."""
-
-    kind: Literal["stored"]
-    artifact: Annotated[str, Field(pattern=r"^(policy|train)/[0-9a-f]{64}$")]
-    """`stage/fingerprint`."""
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Of its content, filled in when the run starts: an artifact made anew to other bytes is refused."""
-
-
-ModelSource = Annotated[HubModel | FolderModel | WorldModel, Field(discriminator="kind")]
-PolicySource = Annotated[HubModel | FolderModel | WorldModel | StoredModel, Field(discriminator="kind")]
 
 
 class Policy(Frozen):
@@ -140,41 +168,41 @@ class Generation(Sampling):
         return self
 
 
-class PairRMJudge(Frozen):
-    """PairRM, a DeBERTa that reads the prompt and two candidates at once."""
-
-    kind: Literal["pairrm"]
-    source: ModelSource
-    max_source_tokens: Positive
-    max_candidate_tokens: Positive
-    """Per candidate, with its control token; each gains half of what a short source leaves."""
-
-
-class WorldRuleJudge(Frozen):
-    """The tiny world's own rule: exact preferences of its language."""
-
-    kind: Literal["world-rule"]
-
-
-Judge = Annotated[PairRMJudge | WorldRuleJudge, Field(discriminator="kind")]
-
-
 class Estimator(Frozen):
     """P(y > pi_t | x) from the judge's logits."""
 
-    rule: Literal["pairwise", "bradley_terry"]
-    """`pairwise` keeps a general preference model; `bradley_terry` is the released code's transitive reduction."""
+    rule: Literal["pairwise", "bradley_terry", "prob_mean"]
+    """`pairwise` keeps a general preference model; `bradley_terry` is the released code's transitive reduction; `prob_mean`
+    averages the two orders' probabilities instead of their logits, for judges that vote."""
+    temperature: Annotated[float, Field(gt=0)] = 1
+    """Logits are divided by it: above 1 for a judge that is too sure of itself."""
     self_match: bool
-    """Whether a response's match against itself counts, with probability 1/2, as in the released code."""
+    """Whether a response's match against itself counts, with probability 1/2, as in the released code. Without it every
+    P - 1/2 is K / (K - 1) times as large: `sppo.estimate.comparable_eta` gives the eta that undoes it."""
+
+
+Treatment = Literal["keep", "not_raised", "drop"]
+"""Of a response in training: as any other; only where it lost (P < 1/2), so that it is never made likelier; not at all."""
 
 
 class Selection(Frozen):
-    """Which of the K responses are trained on."""
+    """Which of the K responses are trained on. All of them stay opponents of the others: they are draws from pi_t."""
 
     responses: Literal["extremes", "all"]
-    """`extremes` is the released behaviour: the best and the worst of K."""
+    """`extremes` is the released behaviour: the best and the worst of K, here of those that may be trained on."""
     drop_ties: bool
-    """Leave out prompts whose responses no judge tells apart (all identical, or all targets equal)."""
+    """Leave out prompts whose responses no judge tells apart: win probabilities within `tie_width`, or all saying the same."""
+    tie_width: Annotated[float, Field(ge=0, lt=1)] = 0.005
+    """Win probabilities no further apart are tied: an fp16 judge moves P by up to 0.0017."""
+    cut: Treatment = "not_raised"
+    """Of responses cut at max_tokens: raised, they teach never to end."""
+    empty: Treatment = "not_raised"
+    """Of responses without a letter or digit."""
+    refusals: Treatment = "keep"
+    """Of responses that open with a refusal; some are right, so they are counted and kept."""
+    near_identical: Share = 0.95
+    """Similarity of word bigrams from which two responses say the same: of those only the one furthest from P = 1/2 is
+    trained on. 1 is equal texts only."""
 
 
 class Training(Frozen):

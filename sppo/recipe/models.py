@@ -1,0 +1,46 @@
+"""Where weights come from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sppo.configuration import Frozen
+
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")]
+
+
+class HubModel(Frozen):
+    """A model of the Hugging Face hub, pinned to a revision when the run starts."""
+
+    kind: Literal["hub"]
+    model: HubId
+    revision: str = "main"
+
+
+class FolderModel(Frozen):
+    """A model in a folder, safetensors only."""
+
+    kind: Literal["folder"]
+    path: str
+    """Local; a judge's may also be a URL of object storage, such as s3://bucket/judges/pairrm."""
+
+
+class WorldModel(Frozen):
+    """The tiny world's own, made from scratch."""
+
+    kind: Literal["world"]
+
+
+class StoredModel(Frozen):
+    """A policy that the run's own store holds already, such as the last published one."""
+
+    kind: Literal["stored"]
+    artifact: Annotated[str, Field(pattern=r"^(policy|train)/[0-9a-f]{64}$")]
+    """`stage/fingerprint`."""
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of its content, filled in when the run starts: an artifact made anew to other bytes is refused."""
+
+
+ModelSource = Annotated[HubModel | FolderModel | WorldModel, Field(discriminator="kind")]
+PretrainedSource = Annotated[HubModel | FolderModel, Field(discriminator="kind")]
+PolicySource = Annotated[HubModel | FolderModel | WorldModel | StoredModel, Field(discriminator="kind")]
