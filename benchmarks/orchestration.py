@@ -36,7 +36,7 @@ generate: {{processes: 1, tensor_parallel: 1, memory_share: 0.5, kv_cache_mib: 6
 rank: {{processes: 1, tokens_per_batch: 4096, timeout_s: 3600}}
 train:
   processes: 1
-  micro_batch: 16
+  tokens_per_device: 2048
   zero_stage: 0
   offload: none
   recompute_activations: false

@@ -48,7 +48,7 @@ def prepare(
     asked = load_recipe(recipe, RECIPES, tuple(overrides)) if recipe else _the_runs_own(opened, run, overrides)
     if iteration is not None:
         asked.check_iteration(iteration)
-    machine = checked_hardware(hardware, asked)
+    machine = checked_hardware(hardware)
     opened.check_writable()
     if start == "published":
         asked = _from_published(opened, run, asked)
@@ -90,7 +90,7 @@ def prepare_evaluation(
         started.check_iteration(iteration)
     last = read_iteration(opened, run, iteration or max(1, len(finished_iterations(opened, run)))).iteration
     opened.check_writable()
-    machine = checked_hardware(hardware, started)
+    machine = checked_hardware(hardware)
     setup = Setup(run=run, recipe=changed, hardware=machine, store=opened, launch=launcher(machine, run, store))
     return setup, [last] if iteration else list(range(1, last + 1))
 
@@ -123,10 +123,9 @@ def launcher(hardware: Hardware, run: str, store: str) -> Launcher:
     return PoolLauncher(hardware.pool, run, store)
 
 
-def checked_hardware(name: str, recipe: Recipe) -> Hardware:
-    """A hardware file that fits the recipe, and this machine where no pool's workers do the work. Raises HardwareError."""
+def checked_hardware(name: str) -> Hardware:
+    """A hardware file that fits this machine, where no pool's workers do the work. Raises HardwareError."""
     hardware = load_hardware(name, HARDWARE)
-    hardware.accumulation_steps(recipe.training.global_batch)
     if hardware.device == "cuda" and hardware.pool is None:
         import torch
 

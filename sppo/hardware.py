@@ -1,4 +1,4 @@
-"""Where it runs: devices, processes, micro-batch, ZeRO stage, time-outs. Never fingerprinted, for it never changes results."""
+"""Where it runs: devices, processes, tokens at once, ZeRO stage, time-outs. Never fingerprinted: it never changes results."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,6 +9,7 @@ from sppo.configuration import Frozen, named_file, read_yaml, validate
 from sppo.errors import HardwareError
 
 Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class GenerateHardware(Frozen):
@@ -40,8 +41,9 @@ class TrainHardware(Frozen):
     """Machines that train together, each with `processes` ranks. More than one needs a pool."""
     processes: Positive
     """Ranks on each machine."""
-    micro_batch: Positive
-    """Prompts a device at once. Accumulation is derived: global_batch / (nodes x processes x micro_batch)."""
+    tokens_per_device: Positive
+    """Tokens a device computes at once, each prompt counted once with its responses. How many micro-batches a global batch
+    takes follows from it; a prompt that alone has more is a micro-batch of its own."""
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     offload: Literal["none", "optimizer", "optimizer_and_parameters"]
     """To CPU memory."""
@@ -81,6 +83,14 @@ class Hardware(Frozen):
     """None: the heavy stages run in the flow's own process, on this machine."""
     price_per_device_hour: Annotated[float, Field(ge=0)] | None = None
     """In any currency: `sppo status` multiplies it with device hours."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """Of one device in bf16, dense, as its maker states it; useful MFU is a share of it. On a CPU it is measured instead."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Of one device, or of the machine where the device is its CPU: `sppo plan` says whether training fits."""
+    host_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Of the machine beside its GPUs: where what is offloaded goes."""
+    expected_mfu: Share | None = None
+    """Useful MFU that training is expected to reach here: the minutes of `sppo plan` rest on it."""
 
     @model_validator(mode="after")
     def _several_machines_need_a_pool(self) -> Self:
@@ -94,17 +104,6 @@ class Hardware(Frozen):
     def threads_for(self, processes: int) -> int:
         """Threads of each of several processes, at least 1."""
         return max(1, self.threads // processes)
-
-    def accumulation_steps(self, global_batch: int) -> int:
-        """Micro-batches a device a step. Raises HardwareError if the global batch cannot be shared out equally."""
-        at_once = self.train.ranks * self.train.micro_batch
-        if global_batch % at_once:
-            raise HardwareError(
-                f"global_batch {global_batch} of the recipe does not divide into {self.train.ranks} processes x "
-                f"micro_batch {self.train.micro_batch} = {at_once} of hardware {self.name}; "
-                f"choose a micro_batch so that processes x micro_batch divides {global_batch}"
-            )
-        return global_batch // at_once
 
 
 def hardware_names(folder: Path) -> list[str]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.commands.options import Overrides, RecipeName, RunName, StoreUrl
+from flows.commands.options import HardwareName, Overrides, RecipeName, RunName, StoreUrl
 
 PANEL = "Look"
 recipes = typer.Typer(help="What is computed.", no_args_is_help=True)
@@ -29,6 +30,7 @@ def add_to(app: typer.Typer) -> None:
         "verify": verify,
         "estimate": estimate,
         "preferences": show_preferences,
+        "plan": show_plan,
     }
     for name, command in commands.items():
         app.command(name, rich_help_panel=PANEL)(command)
@@ -110,6 +112,25 @@ def show_preferences(
     preferences.show_preferences(plain_console(), Store(store), run, iteration)
 
 
+def show_plan(
+    recipe: RecipeName,
+    hardware: HardwareName = "cpu",
+    prompts: Annotated[int | None, typer.Option(min=1, help="Of an iteration that are trained on.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Of a prompt, on average.")] = None,
+    response_tokens: Annotated[int | None, typer.Option(min=1, help="Of a response, on average.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The policy's config.json, where it cannot be read by its name.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """What training will take: memory by part, tokens, steps, FLOPs, time. Exit status 1 if it does not fit."""
+    from flows import planning
+    from flows.terminal import plain_console
+    from sppo.plan import Asked
+
+    asked = Asked(prompts, prompt_tokens, response_tokens)
+    if not planning.show_plan(plain_console(), recipe, hardware, overrides or [], config, asked):
+        raise typer.Exit(1)
+
+
 @recipes.command("list")
 def list_recipes() -> None:
     """The known recipes."""
@@ -153,7 +174,7 @@ def compare_recipes(
 
 @machines.command("show")
 def show_hardware(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
-    """Devices, processes, micro-batch, time-outs."""
+    """Devices, processes, tokens at once, time-outs."""
     from flows import inspection
     from flows.preparation import HARDWARE
     from flows.terminal import plain_console

@@ -64,7 +64,7 @@ def worker_main(work: Callable[[Path], None]) -> None:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this alone
             words = str(error).split(". ")[0]
-            told = f"{words}; lower micro_batch, tokens_per_batch or max_concurrent in the hardware file"
+            told = f"{words}; lower tokens_per_device, tokens_per_batch or max_concurrent in the hardware file"
             _refuse(config, OutOfMemoryError(told))
         raise
 

@@ -35,8 +35,11 @@ from sppo.recipe.models import (
     StoredModel,
     WorldModel,
 )
+from sppo.recipe.training import PAIR_LOSSES, Adapter, LoraAdapter, NoAdapter, QloraAdapter, Training
 
 __all__ = [
+    "PAIR_LOSSES",
+    "Adapter",
     "Endpoint",
     "EndpointJudge",
     "EnsembleJudge",
@@ -48,8 +51,10 @@ __all__ = [
     "HubId",
     "HubModel",
     "Judge",
+    "LoraAdapter",
     "Member",
     "ModelSource",
+    "NoAdapter",
     "OwnPrompts",
     "PairRMJudge",
     "PairwiseLLMJudge",
@@ -58,6 +63,7 @@ __all__ = [
     "Precision",
     "PretrainedSource",
     "Prompts",
+    "QloraAdapter",
     "Recipe",
     "RewardModelJudge",
     "Sampling",
@@ -205,37 +211,6 @@ class Selection(Frozen):
     trained on. 1 is equal texts only."""
 
 
-class Training(Frozen):
-    """pi_{t+1} = argmin E (log pi_theta/pi_t - eta (P - 1/2))^2."""
-
-    loss: Literal["sppo"]
-    eta: Annotated[float, Field(gt=0)]
-    """1/beta; the paper's eta."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    optimizer: Literal["rmsprop", "adamw"]
-    schedule: Literal["linear", "constant"]
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
-    """Of the schedule's steps."""
-    schedule_epochs: Positive
-    """Length of the learning-rate schedule."""
-    stop_epochs: Positive
-    """Where training stops; the published Mistral stopped at 1 of 18."""
-    global_batch: Positive
-    """Prompts a step, over all devices and accumulation steps."""
-    max_tokens: Positive
-    """Of prompt and response together; a longer response is cut there and gets no EOS."""
-    max_grad_norm: Annotated[float, Field(gt=0)]
-
-    @model_validator(mode="after")
-    def _stops_within_its_schedule(self) -> "Training":
-        if self.stop_epochs > self.schedule_epochs:
-            raise ValueError(
-                f"stop_epochs {self.stop_epochs} is past schedule_epochs {self.schedule_epochs}; "
-                "the learning rate would be negative: raise schedule_epochs"
-            )
-        return self
-
-
 class Evaluation(Frozen):
     """Held-out win rates."""
 
@@ -268,6 +243,16 @@ class Recipe(Frozen):
     selection: Selection
     training: Training
     evaluation: Evaluation
+
+    @model_validator(mode="after")
+    def _trains_on_what_its_loss_reads(self) -> "Recipe":
+        if self.training.loss in PAIR_LOSSES and self.selection.responses != "extremes":
+            raise ValueError(
+                f"training.loss {self.training.loss} reads the best and the worst of K alone, and selection.responses is "
+                f"{self.selection.responses}; the others would be computed for nothing: set selection.responses to extremes, "
+                "or training.loss to sppo, rspo or s_sppo"
+            )
+        return self
 
     def part(self, *names: str) -> dict[str, object]:
         """The named top-level values as plain JSON: what a stage reads and is fingerprinted by."""

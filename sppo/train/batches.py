@@ -1,7 +1,7 @@
-"""The order of the prompts, and how a global batch is shared out. Pure; prompts are known by their position.
+"""The order of the prompts, and the global batches. Pure; prompts are known by their position.
 
 A global batch counts prompts. Which prompts form the n-th batch depends on the recipe's seed, the iteration and the epoch
-alone: never on the number of ranks or the micro-batch.
+alone: never on the number of ranks or on how micro-batches are packed.
 """
 
 import math
@@ -24,16 +24,3 @@ def global_batches(order: Sequence[int], global_batch: int) -> list[list[int]]:
 def steps_per_epoch(prompts: int, global_batch: int) -> int:
     """Optimizer steps of one epoch, the short last batch included."""
     return math.ceil(prompts / global_batch)
-
-
-def share(
-    batch: Sequence[int], tokens: Sequence[int], rank: int, world_size: int, micro_batch: int, steps: int
-) -> list[list[int]]:
-    """A rank's part of a batch: `steps` micro-batches of at most `micro_batch` prompts; later ones may be empty.
-
-    tokens: length of each prompt of the batch with its longest response. Prompts of like length meet in a micro-batch and
-    the longest come first, so padding is small and the ranks wait little for each other."""
-    longest_first = sorted(zip(batch, tokens, strict=True), key=lambda pair: (-pair[1], pair[0]))
-    at_once = world_size * micro_batch
-    blocks = [longest_first[start * at_once : (start + 1) * at_once] for start in range(steps)]
-    return [[position for position, _ in block[rank::world_size]] for block in blocks]

@@ -1,18 +1,15 @@
 """DeepSpeed: its settings, the policy and its optimizer. ZeRO-0 to 3 by the hardware file; DeepSpeed never chooses anything."""
 
 import os
-from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import Any
 
 from sppo.errors import HardwareError, LaunchError
 from sppo.hardware import Hardware
-from sppo.recipe import Training
+from sppo.train import adapters, attention
+from sppo.train.optimizers import optimizer_for
 from sppo.train.run import TrainRun
-
-if TYPE_CHECKING:
-    import torch
 
 BUCKET = 50_000_000
 """Elements communicated at once: 200 MB in fp32."""
@@ -45,8 +42,9 @@ def deepspeed_settings(run: TrainRun) -> dict[str, Any]:
     if run.device == "cuda" and hardware.offload == "optimizer_and_parameters":
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {
-        "train_micro_batch_size_per_gpu": hardware.micro_batch,
-        "gradient_accumulation_steps": run.accumulation_steps,
+        # How many micro-batches a step takes differs from step to step: the loop says which is the last.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": run.training.max_grad_norm,
         "bf16": {"enabled": run.dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -61,9 +59,11 @@ def prepare_environment(device: str) -> None:
     """Variables that torch, transformers and DeepSpeed read when they are imported: call this first."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled here, and DeepSpeed's decorators would import the compiler
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # Nothing is compiled on a CPU, and DeepSpeed's decorators would import the compiler. On a GPU FlexAttention is.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch's large blocks in huge pages: half the time spent on asking for them
 
 
 def connect(run: TrainRun) -> tuple[int, int, str]:
@@ -93,23 +93,21 @@ def connect(run: TrainRun) -> tuple[int, int, str]:
 
 
 def load_policy(run: TrainRun, folder: Path) -> Any:
-    """pi_t as a transformers model, all its weights trainable; under ZeRO-3 it is split among the ranks while it is read."""
+    """pi_t as a transformers model, trainable whole or in its adapter alone; ZeRO-3 splits it among the ranks as it is read."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     # transformers holds this weakly and splits what it loads while it lives.
-    zero3 = HfDeepSpeedConfig(deepspeed_settings(run)) if run.hardware.zero_stage == 3 else None
-    config = AutoConfig.from_pretrained(folder)
-    soft_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    adapter = run.training.adapter
+    splits = run.hardware.zero_stage == 3 and adapter.kind != "qlora"  # what is packed into 4 bits must be whole
+    zero3 = HfDeepSpeedConfig(deepspeed_settings(run)) if splits else None
     policy = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=getattr(torch, run.dtype),
-        attn_implementation="eager" if soft_capped else "sdpa",
-        use_safetensors=True,
+        folder, dtype=getattr(torch, run.dtype), attn_implementation=attention.register(), use_safetensors=True
     )
     del zero3
+    if adapter.kind != "none":
+        adapters.adapt(policy, adapter, run.seed)
     without_dropout(policy)
     policy.train()
     if run.hardware.recompute_activations:
@@ -128,23 +126,11 @@ def without_dropout(model: Any) -> None:
             module.attention_dropout = 0.0
 
 
-def optimizer_for(training: Training, parameters: "Iterable[torch.nn.Parameter]") -> "torch.optim.Optimizer":
-    """RMSprop as the released code uses it (alpha 0.99, eps 1e-8), or AdamW without weight decay."""
-    import torch
-
-    match training.optimizer:
-        case "rmsprop":
-            return torch.optim.RMSprop(parameters, lr=training.learning_rate, alpha=0.99, eps=1e-8)
-        case "adamw":
-            return torch.optim.AdamW(parameters, lr=training.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-        case other:
-            assert_never(other)
-
-
 def open_engine(run: TrainRun, policy: Any) -> Any:
-    """The DeepSpeed engine around a policy."""
+    """The DeepSpeed engine around a packed policy."""
     import deepspeed
 
-    optimizer = optimizer_for(run.training, policy.parameters())
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = optimizer_for(run.training, trained)
     engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=deepspeed_settings(run))
     return engine

@@ -47,8 +47,8 @@ class TrainingPrompt:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the longest of its sequences."""
-        return len(self.token_ids) + max(len(response.token_ids) for response in self.responses)
+        """Tokens that are computed: the prompt once, and its responses."""
+        return len(self.token_ids) + sum(len(response.token_ids) for response in self.responses)
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,26 @@ class Examples:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one epoch, each prompt counted once for each of its responses."""
-        return sum(len(prompt.token_ids) + len(response.token_ids) for prompt in self.prompts for response in prompt.responses)
+        """Tokens of one epoch, each prompt counted once."""
+        return sum(prompt.tokens for prompt in self.prompts)
 
 
 def open_examples(prompts: ArtifactFile, responses: Artifact, targets: Artifact, max_tokens: int) -> Examples:
     """Examples from artifacts; only the columns that training needs are read.
 
     Raises TrainError as join_examples does."""
-    chunks = [_columns(responses, name, ["prompt_id", "k", "token_ids"]) for name in responses.file_names(".parquet")]
     return join_examples(
         _columns(prompts.artifact, prompts.name, ["prompt_id", "token_ids"]),
-        pa.concat_tables(chunks),
+        response_columns(responses, "token_ids"),
         targets.tables(),
         max_tokens,
     )
+
+
+def response_columns(responses: Artifact, column: str) -> pa.Table:
+    """Every response's prompt_id, k and one column more, read from all chunks."""
+    chunks = [_columns(responses, name, ["prompt_id", "k", column]) for name in responses.file_names(".parquet")]
+    return pa.concat_tables(chunks)
 
 
 def join_examples(prompts: pa.Table, responses: pa.Table, targets: pa.Table, max_tokens: int) -> Examples:

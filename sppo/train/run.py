@@ -24,9 +24,10 @@ class TrainRun(Frozen):
     training: Training
     device: Literal["cpu", "cuda"]
     hardware: TrainHardware
-    accumulation_steps: int
     resume_from: str | None
     """A part: the checkpoint to continue from."""
+    peak_flops: float | None = None
+    """FLOP/s of a device by the hardware file; None: on CPU it is measured, on a GPU MFU is left out."""
 
     @property
     def layout(self) -> str:

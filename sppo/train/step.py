@@ -2,6 +2,7 @@
 
 import json
 import logging
+import statistics
 import uuid
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from sppo.store.artifact import ArtifactFile
 from sppo.train import checkpoints
 from sppo.train.engine import check_hardware
 from sppo.train.examples import Examples, open_examples
+from sppo.train.labels import read_by_loss
+from sppo.train.reference_part import audit_of
 from sppo.train.run import TrainRun, layout
 from sppo.train.schedule import schedule_of
 
@@ -45,9 +48,9 @@ def step(
     )
 
     def run(workspace: Workspace) -> Outcome:
-        hardware.accumulation_steps(recipe.training.global_batch)  # refused if it does not divide
         check_hardware(hardware, recipe.policy.dtype)
-        examples = open_examples(prompts, responses, targets, recipe.training.max_tokens)
+        found = open_examples(prompts, responses, targets, recipe.training.max_tokens)
+        examples, unread = read_by_loss(found, recipe.training)
         check_enough(examples, recipe.training.global_batch)
 
         def told(machine: TrainHardware) -> TrainRun:
@@ -64,13 +67,13 @@ def step(
                 training=recipe.training,
                 device=hardware.device,
                 hardware=machine,
-                accumulation_steps=recipe.training.global_batch // (machine.ranks * machine.micro_batch),
+                peak_flops=None if hardware.peak_tflops is None else hardware.peak_tflops * 1e12,
                 resume_from=checkpoints.latest(workspace, layout(machine)),
             )
 
         if workspace.part("result") is None:
-            _train(told, hardware, workspace, launch)
-        return _outcome(recipe, examples, workspace)
+            _train(told, hardware, workspace, launch, max(prompt.tokens for prompt in examples.prompts))
+        return _outcome(recipe, examples, unread, workspace)
 
     return Step(identity, run)
 
@@ -108,33 +111,39 @@ def rank_groups(run: TrainRun, hardware: Hardware) -> list[Group]:
     ]
 
 
-def _train(told: Callable[[TrainHardware], TrainRun], hardware: Hardware, workspace: Workspace, launch: Launcher) -> None:
-    """Train, with half the micro-batch as often as a device runs out of memory: the accumulation grows, the result stays."""
+def _train(
+    told: Callable[[TrainHardware], TrainRun], hardware: Hardware, workspace: Workspace, launch: Launcher, longest: int
+) -> None:
+    """Train, with half the tokens at once as often as a device runs out of memory: more micro-batches, the same result.
+
+    longest: tokens of the longest prompt with its responses, which no smaller budget makes smaller."""
     machine = hardware.train
     while True:
         try:
             keep_accounts(workspace, launch.run(rank_groups(told(machine), hardware), workspace.store, workspace.report))
             return
         except OutOfMemoryError as error:
-            if machine.micro_batch % 2:
+            if machine.tokens_per_device <= longest:
                 raise
-            machine = machine.model_copy(update={"micro_batch": machine.micro_batch // 2})
-            log.warning("train: out of memory, micro_batch halved to %d: %s", machine.micro_batch, error)
+            fewer = max(longest, machine.tokens_per_device // 2)
+            machine = machine.model_copy(update={"tokens_per_device": fewer})
+            log.warning("train: out of memory, tokens_per_device lowered to %d: %s", fewer, error)
 
 
-def _outcome(recipe: Recipe, examples: Examples, workspace: Workspace) -> Outcome:
+def _outcome(recipe: Recipe, examples: Examples, unread: int, workspace: Workspace) -> Outcome:
     """What was trained, from the part that the workers committed; its metrics become a log of the artifact."""
     record = workspace.part("result")
     if record is None:
         raise TrainError("the training processes ended without a result; run again to continue from the last checkpoint")
     lines = _adopt(record, workspace)
     schedule = schedule_of(recipe.training, len(examples.prompts))
-    seconds = sum(line["tokens"] / line["tokens_per_s"] for line in lines)
+    seconds = sum(line["seconds"] for line in lines)
     counts = {
         "prompts": len(examples.prompts),
         "responses": len(examples.responses),
         "tokens": int(sum(line["tokens"] for line in lines)),
         "steps": schedule.stop,
+        "unread_responses": unread,
         "unselected_prompts": examples.unselected,
         "overlong_prompts": examples.overlong,
         **record.counts,
@@ -146,6 +155,8 @@ def _outcome(recipe: Recipe, examples: Examples, workspace: Workspace) -> Outcom
         "last_loss_on_papers_scale": lines[-1]["loss_on_papers_scale"],
         "last_gradient_norm": lines[-1]["gradient_norm"],
         "tokens_per_s": counts["tokens"] / seconds,
+        **({"useful_mfu": statistics.median(line["useful_mfu"] for line in lines)} if "useful_mfu" in lines[0] else {}),
+        **audit_of(workspace),
     }
     resumed = f" (resumed at {counts['resumed_from_step']})" if counts["resumed_from_step"] else ""
     summary = (
@@ -157,6 +168,7 @@ def _outcome(recipe: Recipe, examples: Examples, workspace: Workspace) -> Outcom
 
 def _adopt(record: PartRecord, workspace: Workspace) -> list[dict[str, float]]:
     for entry in record.files:
-        (workspace.logs if entry.name == checkpoints.METRICS else workspace.files).append(entry)
+        looked_at = entry.name == checkpoints.METRICS or entry.name.startswith("events.out.tfevents")
+        (workspace.logs if looked_at else workspace.files).append(entry)
     [metrics] = [entry for entry in record.files if entry.name == checkpoints.METRICS]
     return [json.loads(line) for line in workspace.part_path(metrics).read_text(encoding="utf-8").splitlines()]

@@ -6,6 +6,7 @@ tied weights, shards and their index stay as the policy's makers stored them, an
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,18 +88,29 @@ def master_of(parameter: Any) -> "torch.Tensor":
 
 
 def write_policy(policy: Any, source: Path, target: Path, writes: bool) -> list[Path]:
-    """The trained policy's folder, from its master weights. All ranks call this together; one of them writes.
+    """The trained policy's folder, from its master weights. All ranks call this together; one of them writes."""
+
+    def masters(tensors: dict[str, "torch.nn.Parameter"]) -> Iterator[tuple[str, "torch.Tensor"]]:
+        for name, parameter in tensors.items():
+            value = master_of(parameter)
+            if writes:
+                yield name, value
+
+    files = {file: masters(tensors) for file, tensors in parameters_of(policy, source).items()}
+    return write_folder(files, source, target, writes)
+
+
+def write_folder(
+    files: Mapping[str, Iterable[tuple[str, "torch.Tensor"]]], source: Path, target: Path, writes: bool
+) -> list[Path]:
+    """A policy's folder like `source` with these fp32 tensors, file by file. All ranks call this together; one of them writes.
 
     Tokenizer, chat template and generation settings are copied byte for byte. Result: the files, sorted."""
     from safetensors.torch import save_file
 
     sizes = 0
-    for file, tensors in parameters_of(policy, source).items():
-        values: dict[str, torch.Tensor] = {}
-        for name, parameter in tensors.items():
-            value = master_of(parameter)
-            if writes:
-                values[name] = value.cpu().contiguous().clone()
+    for file, tensors in files.items():
+        values = {name: value.cpu().contiguous().clone() for name, value in tensors}
         sizes += sum(value.numel() * value.element_size() for value in values.values())
         if writes:
             target.mkdir(parents=True, exist_ok=True)

@@ -83,14 +83,10 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words = [piece for spelling in spellings() for piece, _ in split.pre_tokenize_str(spelling)]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = dict.fromkeys([*SPECIAL_TOKENS, *alphabet, *words])
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    vocabulary = {token: index for index, token in enumerate(_tokens())}
     # without merges, a word that is no token falls apart into its bytes
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = split
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -103,6 +99,20 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def _tokens() -> list[str]:
+    """Control tokens, bytes, and the language's words, each once."""
+    from tokenizers import pre_tokenizers
+
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = [piece for spelling in spellings() for piece, _ in split.pre_tokenize_str(spelling)]
+    return list(dict.fromkeys([*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *words]))
+
+
+def shape_values() -> dict[str, Any]:
+    """What its config.json says of its shape; known without making it."""
+    return {"model_type": "llama", "vocab_size": len(_tokens()), **SHAPE}
 
 
 def _model(tokenizer: "PreTrainedTokenizerFast", seed: int) -> "LlamaForCausalLM":

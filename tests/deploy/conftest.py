@@ -35,7 +35,7 @@ rank: {{processes: 1, tokens_per_batch: 512, timeout_s: 300}}
 train:
   nodes: {nodes}
   processes: 1
-  micro_batch: 4
+  tokens_per_device: 512
   zero_stage: {zero}
   offload: none
   recompute_activations: false

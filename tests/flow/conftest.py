@@ -22,7 +22,7 @@ generate: {processes: 1, tensor_parallel: 1, memory_share: 0.5, kv_cache_mib: 64
 rank: {processes: 1, tokens_per_batch: 1024, timeout_s: 300}
 train:
   processes: 1
-  micro_batch: 4
+  tokens_per_device: 512
   zero_stage: 0
   offload: none
   recompute_activations: false

@@ -67,7 +67,7 @@ def test_in_s3_with_two_processes_a_stage_targets_and_weights_are_the_same(
 ) -> None:
     index, store = first
     text = Path(decided["hardware"]).read_text()
-    text = text.replace("processes: 1", "processes: 2").replace("micro_batch: 4", "micro_batch: 1")
+    text = text.replace("processes: 1", "processes: 2").replace("tokens_per_device: 512", "tokens_per_device: 100")
     hardware = tmp_path / "two-processes.yaml"
     hardware.write_text(
         text.replace("zero_stage: 0", "zero_stage: 3").replace("tokens_per_batch: 1024", "tokens_per_batch: 300")

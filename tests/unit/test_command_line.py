@@ -119,7 +119,7 @@ def test_a_difference_names_the_values_and_the_stages_it_recomputes(tmp_path: Pa
         (["run", "tiny", "--store", "STORE", "--iterations", "0"], "iteration 0 of recipe tiny; expected 1 to 3"),
         (["run", "tiny", "--store", "STORE", "--iterations", "4"], "iteration 4 of recipe tiny; expected 1 to 3"),
         (["run", "tiny", "--store", "STORE", "--hardware", "tpu"], "no hardware 'tpu'"),
-        (["run", "tiny", "--store", "STORE", "--set", "training.global_batch=15"], "does not divide"),
+        (["run", "tiny", "--store", "STORE", "--set", "training.global_batch=0"], "training.global_batch is 0"),
         (["run", "tiny", "--store", "STORE", "--set", "generation.responses=1"], "K = 1 leaves nothing to compare"),
         (["run", "tiny", "--store", ""], "the store is empty"),
         (["run", "tiny", "--store", "/proc/sppo-store"], "cannot write"),

@@ -1,4 +1,4 @@
-"""Training without processes: what is trained on, in which order, at which rate, and the log-probs it rests on."""
+"""Training without processes: what is trained on, in which order, at which rate, and what a training process is told."""
 
 import json
 import logging
@@ -13,16 +13,20 @@ import pytest
 from sppo.errors import HardwareError, OutOfMemoryError, PolicyError, RecipeError, TrainError
 from sppo.hardware import Hardware, TrainHardware
 from sppo.launch import Group, Ranks, WorkRecord
-from sppo.loss import sppo_loss
 from sppo.progress import Report
 from sppo.recipe import Recipe, Training
 from sppo.records import Prompt, Response, Target, to_table
 from sppo.store import Artifact, Identity, Outcome, Step, Store
 from sppo.train import checkpoints, step
-from sppo.train.batches import epoch_order, global_batches, share, steps_per_epoch
+from sppo.train.attention import register
+from sppo.train.batches import epoch_order, global_batches, steps_per_epoch
 from sppo.train.engine import check_hardware, deepspeed_settings
 from sppo.train.examples import Examples, join_examples
-from sppo.train.logprobs import ResponseLogProbs, pad
+from sppo.train.forward import packed_policy
+from sppo.train.labels import labels_of
+from sppo.train.objective import objective_of, step_scale
+from sppo.train.packing import pack
+from sppo.train.rank import of_rows
 from sppo.train.run import TrainRun
 from sppo.train.schedule import learning_rate, schedule_of
 from sppo.train.step import _train, check_enough, rank_groups
@@ -35,10 +39,6 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def ids(*values: int) -> Any:
-    return np.array(values, np.int32)
 
 
 def joined(
@@ -63,7 +63,8 @@ def test_only_selected_responses_are_trained_on_with_the_very_ids_that_were_samp
     assert [one.win_probability for one in found.responses] == [0.6, 0.9, 0.2]
     assert [one.row for one in found.responses] == [0, 1, 2]
     assert (found.unselected, found.overlong) == (1, 0)
-    assert found.tokens == (1 + 2) + (2 + 2) + (2 + 1)
+    assert [prompt.tokens for prompt in found.prompts] == [1 + 2, 2 + 2 + 1]  # each prompt once
+    assert found.tokens == 8
 
 
 def test_a_sequence_is_cut_at_max_tokens_and_gets_no_eos() -> None:
@@ -124,23 +125,16 @@ def test_the_last_batch_of_an_epoch_may_be_short_and_no_prompt_is_dropped() -> N
     assert steps_per_epoch(5, 2) == 3
 
 
-def test_ranks_share_a_batch_longest_prompts_first() -> None:
-    # two ranks, one prompt at a time: 40 and 30 tokens first, then 20 and 10
-    tokens = [10, 40, 20, 30]
-    assert share([7, 8, 9, 6], tokens, rank=0, world_size=2, micro_batch=1, steps=2) == [[8], [9]]
-    assert share([7, 8, 9, 6], tokens, rank=1, world_size=2, micro_batch=1, steps=2) == [[6], [7]]
-
-
-@pytest.mark.parametrize(("world_size", "micro_batch", "steps"), [(1, 8, 1), (1, 2, 4), (2, 2, 2), (4, 1, 2), (8, 1, 1)])
-@pytest.mark.parametrize("size", [8, 5, 1])
-def test_every_prompt_of_a_batch_goes_to_exactly_one_micro_batch(
-    world_size: int, micro_batch: int, steps: int, size: int
-) -> None:
-    batch, tokens = list(range(100, 100 + size)), list(range(size))
-    parts = [share(batch, tokens, rank, world_size, micro_batch, steps) for rank in range(world_size)]
-    assert all(len(part) == steps for part in parts)  # also the idle ones: all ranks meet in every micro-batch
-    assert all(len(positions) <= micro_batch for part in parts for positions in part)
-    assert sorted(position for part in parts for positions in part for position in positions) == batch
+def test_the_prompts_of_some_rows_come_with_these_responses_alone() -> None:
+    found = joined(
+        {"a": [1], "b": [2], "c": [3]},
+        [("a", 0, [4], 0.5, True), ("a", 1, [5], 0.5, True), ("b", 0, [6], 0.5, True), ("c", 0, [7], 0.5, True)],
+    )
+    chosen = of_rows(found, [3, 1])
+    assert [(prompt.prompt_id, [response.row for response in prompt.responses]) for prompt in chosen] == [
+        ("a", [1]),
+        ("c", [3]),
+    ]
 
 
 def training(tiny: Recipe, **changes: object) -> Training:
@@ -170,57 +164,46 @@ def test_the_constant_schedule_stays_after_the_warm_up(tiny: Recipe) -> None:
     assert [learning_rate(step, schedule, setting) for step in range(4)] == [0, 1, 1, 1]
 
 
-def test_padding_is_known_by_lengths() -> None:
-    batch = pad([(ids(5, 6), ids(7, 0)), (ids(4), ids(3))])
-    assert batch.token_ids.tolist() == [[5, 6, 7, 0], [4, 3, 0, 0]]
-    assert batch.present.tolist() == [[True] * 4, [True, True, False, False]]
-    # the last prompt token predicts the first response token, and so on
-    assert batch.predicts.tolist() == [[False, True, True, False], [True, False, False, False]]
-    assert batch.labels.tolist() == [7, 0, 3]
-    assert batch.lengths == (2, 1)
-    assert batch.tokens == 6
-
-
 def load(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=register())
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
-def test_log_probs_are_those_of_the_full_logits(kind: str, random_policy: Callable[[str], Path]) -> None:
-    """Each sequence alone, all its logits, log-softmax and a loop: what the padded, narrowed way must give."""
+def test_overfitting_a_tiny_policy_reaches_eta_times_the_advantage(random_policy: Callable[[str], Path], tiny: Recipe) -> None:
     import torch
 
-    draws = np.random.default_rng(1)
-    pairs = [(draws.integers(4, 260, size), draws.integers(4, 260, n)) for size, n in ((3, 4), (20, 30), (9, 1))]
-    plain = load(random_policy(kind))
-    expected = []
-    with torch.no_grad():
-        for prompt, response in pairs:
-            logits = plain(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
-            expected.append(sum(logits[len(prompt) - 1 + at, token].item() for at, token in enumerate(response)))
-        narrowed = load(random_policy(kind))
-        found = ResponseLogProbs(narrowed)(narrowed, pad(pairs), "cpu")
-    assert found.tolist() == pytest.approx(expected, rel=1e-5)
-
-
-def test_overfitting_a_tiny_policy_reaches_eta_times_the_advantage(random_policy: Callable[[str], Path]) -> None:
-    import torch
-
-    policy = load(random_policy("llama"))
-    batch = pad([(ids(0, 9, 9), ids(20, 21, 3)), (ids(0, 9, 9), ids(30, 3))])
-    wins = torch.tensor([0.8, 0.3])
-    log_probs = ResponseLogProbs(policy)
+    examples = joined({"a": [0, 9, 9]}, [("a", 0, [20, 21, 3], 0.8, True), ("a", 1, [30, 3], 0.3, True)])
+    row = pack([(prompt.token_ids, [one.token_ids for one in prompt.responses]) for prompt in examples.prompts])
+    policy = packed_policy(load(random_policy("llama")))
     optimizer = torch.optim.RMSprop(policy.parameters())
-    reference = log_probs(policy, batch, "cpu").detach()
+    with torch.no_grad():
+        reference = policy(row).numpy()
+    setting = training(tiny, eta=4.0)
+    objective = objective_of(setting, labels_of(examples.prompts), reference, step_scale(setting, 2, 1), "cpu")
     for step_number in range(40):
         optimizer.param_groups[0]["lr"] = 3e-4 * (1 - step_number / 40)
         optimizer.zero_grad()
-        sppo_loss(log_probs(policy, batch, "cpu") - reference, wins, 4.0).mean().backward()
+        policy(row, objective)[0].backward()
         optimizer.step()
     # 4 (0.8 - 0.5) = 1.2 and 4 (0.3 - 0.5) = -0.8 nats
-    assert (log_probs(policy, batch, "cpu") - reference).tolist() == pytest.approx([1.2, -0.8], abs=0.01)
+    assert (policy(row).detach().numpy() - reference).tolist() == pytest.approx([1.2, -0.8], abs=0.01)
+
+
+def test_a_steps_loss_is_the_papers_mean_over_the_global_batch(tiny: Recipe) -> None:
+    import torch
+
+    examples = joined({"a": [1], "b": [2]}, [("a", 0, [4], 0.9, True), ("b", 0, [5], 0.2, True)])
+    setting = training(tiny, eta=10.0)
+    # 8 responses in the global batch, 2 ranks whose gradients DeepSpeed averages: 10^2 x 2 / 8 = 25
+    assert step_scale(setting, 8, 2) == 25.0
+    objective = objective_of(setting, labels_of(examples.prompts), np.array([-3.0, -2.0]), 25.0, "cpu")
+    losses = objective(torch.tensor([-2.0], dtype=torch.float64), slice(1, 2))
+    # the second response: log-ratio -2 - (-2) = 0, (0 / 10 - (0.2 - 0.5))^2 = 0.09, times 25
+    assert losses.tolist() == pytest.approx([2.25])
+    losses = objective(torch.tensor([-2.0, -4.0], dtype=torch.float64), slice(0, 2))
+    # 25 (1 / 10 - 0.4)^2 = 2.25 and 25 (-2 / 10 + 0.3)^2 = 0.25
+    assert losses.tolist() == pytest.approx([2.25, 0.25])
 
 
 def test_a_policy_folder_that_lacks_weights_is_refused(random_policy: Callable[[str], Path], tmp_path: Path) -> None:
@@ -247,17 +230,15 @@ def told(tiny: Recipe, hardware: Hardware, device: str = "cpu", **changes: objec
             "training": tiny.training,
             "device": device,
             "hardware": hardware.train.model_copy(update=changes),
-            "accumulation_steps": 4,
+            "peak_flops": None,
             "resume_from": None,
         }
     )
 
 
 def test_deepspeed_is_told_everything_and_offloads_on_a_gpu_only(tiny: Recipe, cpu: Hardware) -> None:
-    both = {"offload": "optimizer_and_parameters", "zero_stage": 3, "micro_batch": 2}
+    both = {"offload": "optimizer_and_parameters", "zero_stage": 3}
     settings = deepspeed_settings(told(tiny, cpu, "cuda", **both))
-    assert settings["train_micro_batch_size_per_gpu"] == 2
-    assert settings["gradient_accumulation_steps"] == 4
     assert settings["gradient_clipping"] == 1.0
     assert settings["bf16"] == {"enabled": False}
     assert settings["zero_optimization"]["stage"] == 3
@@ -285,8 +266,8 @@ def test_each_machine_has_a_group_of_ranks_numbered_on_and_all_are_told_the_same
     assert second.ranks == Ranks(first=2, size=4, meeting=first.ranks.meeting)
 
 
-def test_out_of_memory_halves_the_micro_batch_until_it_is_odd(store: Store, tiny: Recipe, cpu: Hardware) -> None:
-    tried: list[tuple[int, int]] = []
+def test_out_of_memory_halves_the_tokens_at_once_down_to_the_longest_prompt(store: Store, tiny: Recipe, cpu: Hardware) -> None:
+    tried: list[int] = []
 
     class SmallDevice:
         def machines(self, stage: str, fingerprint: str) -> int:
@@ -294,17 +275,16 @@ def test_out_of_memory_halves_the_micro_batch_until_it_is_odd(store: Store, tiny
 
         def run(self, groups: Sequence[Group], store: Store, report: Report) -> list[WorkRecord]:
             run = TrainRun.model_validate_json(json.dumps(groups[0].works[0]))
-            tried.append((run.hardware.micro_batch, run.accumulation_steps))
+            tried.append(run.hardware.tokens_per_device)
             raise OutOfMemoryError("tried to allocate 20 GiB")
 
     def at(machine: TrainHardware) -> TrainRun:
-        run = told(tiny, cpu, micro_batch=machine.micro_batch)
-        return run.model_copy(update={"accumulation_steps": 24 // (2 * machine.micro_batch)})
+        return told(tiny, cpu, tokens_per_device=machine.tokens_per_device)
 
-    hardware = cpu.model_copy(update={"train": cpu.train.model_copy(update={"micro_batch": 12})})
+    hardware = cpu.model_copy(update={"train": cpu.train.model_copy(update={"tokens_per_device": 1000})})
     with pytest.raises(OutOfMemoryError):
-        _train(at, hardware, store.workspace("train", "a" * 64), SmallDevice())
-    assert tried == [(12, 1), (6, 2), (3, 4)]  # global batch 24 on 2 ranks
+        _train(at, hardware, store.workspace("train", "a" * 64), SmallDevice(), longest=300)
+    assert tried == [1000, 500, 300]
 
 
 def test_fewer_prompts_than_one_global_batch_are_refused() -> None:
@@ -330,9 +310,10 @@ def test_bad_requests_are_refused_before_a_process_starts(store: Store, tiny: Re
         step(tiny, cpu, 4, *inputs)
     with pytest.raises(TrainError, match="0 prompts have a response to train on"):
         store.build(step(tiny, cpu, 1, *inputs))
-    odd = cpu.model_copy(update={"train": cpu.train.model_copy(update={"micro_batch": 3})})
-    with pytest.raises(HardwareError, match="global_batch 16 of the recipe does not divide"):
-        store.build(step(tiny, odd, 1, *inputs))
+    summing = tiny.model_copy(update={"policy": tiny.policy.model_copy(update={"dtype": "bfloat16"})})
+    plain = cpu.model_copy(update={"train": cpu.train.model_copy(update={"zero_stage": 0})})
+    with pytest.raises(HardwareError, match="zero_stage 0"):
+        store.build(step(summing, plain, 1, *inputs))
 
 
 def test_hardware_is_no_part_of_the_identity_and_the_iteration_is(store: Store, tiny: Recipe, cpu: Hardware) -> None:
