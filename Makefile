@@ -35,8 +35,9 @@ bench: $(READY)  ## the benchmarks that need no rival, quick form
 	@for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
 
 bench-rivals: $(READY)  ## the environments of benchmark rivals that need one of their own, in build/rivals
-	@test -x build/rivals/llm-blender/bin/python || $(BIN)/uv venv -q --python $(BIN)/python build/rivals/llm-blender
-	@$(SOURCES) $(BIN)/uv pip install -q $(INDEX) $(OVERRIDES) --python build/rivals/llm-blender/bin/python -r benchmarks/rivals/llm-blender.txt
+	@$(SOURCES) for file in benchmarks/rivals/*.txt; do rival=build/rivals/$$(basename $$file .txt); \
+	  test -x $$rival/bin/python || $(BIN)/uv venv -q --python $(BIN)/python $$rival || exit 1; \
+	  $(BIN)/uv pip install -q $(INDEX) $(OVERRIDES) --python $$rival/bin/python -r $$file || exit 1; done
 
 docs: $(READY)  ## write the generated pages and figures of docs/ anew
 	@$(BIN)/python docs/generate.py

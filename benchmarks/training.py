@@ -86,7 +86,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="6 M parameters, one step a round, settings as in sides.py")
     parser.add_argument("--tiny", action="store_true", help="for trying the code")
-    parser.add_argument("--rounds", type=int, help="that count; one more warms up")
+    parser.add_argument("--rounds", type=int, help="turns of each side")
     parser.add_argument("--steps", type=int, help="of 8 prompts, a round")
     parser.add_argument("--budget-mb", type=float, default=4000, help="a side's peak above its imported libraries")
     parser.add_argument("--profile", action="store_true", help="print where our steps' time goes, and nothing else")
@@ -148,6 +148,7 @@ def compare(material: Material, chosen: Chosen, shape: Shape, rounds: int) -> Nu
     ways = {
         "ours": ours.changed(ours.name + ", sampler's reference"),
         "recomputed": ours.changed(ours.name + ", reference recomputed", reference="recompute"),
+        "stage": ours.changed("the same under DeepSpeed, as the stage runs it", engine="deepspeed"),
         "small": ours.changed("ours, 2048 tokens, activations recomputed", tokens_per_device=2048, recompute=True),
         "all": Way(f"{ours.name}, all K = {K}", "ours", ours.settings, all_responses=True),
         "released": chosen.released,
@@ -159,6 +160,7 @@ def compare(material: Material, chosen: Chosen, shape: Shape, rounds: int) -> Nu
     peak = measured_peak("bfloat16")
     flops = useful_flops(material, shape_of(shape.config().to_dict()))
     numbers = speed_ratios(found) | {
+        "stage_share": ratio(found["ours"].cpu_per_pair, found["stage"].cpu_per_pair),
         "all_k": ratio(found["ours"].cpu_per_pair / 2, found["all"].cpu_per_pair / K),
         "all_k_limit": ratio(flops["pairs"] / 2, flops["all"] / K),
         "floor_fraction": ratio(flops["pairs"] / peak, found["ours"].cpu_per_pair),
@@ -237,15 +239,15 @@ def table(found: dict[str, Side], floors: dict[str, float]) -> None:
     """A row a side, of its best round: what else runs on a machine only ever slows one."""
     ours = found["ours"]
     print(
-        f"\n{'a prompt with its responses':64}{'CPU-s':>8}{'wall, s':>9}{'floor':>7}{'ours / it':>11}{'resp./CPU-s':>13}"
-        f"{'peak, MB':>10}{'loss':>9}"
+        f"\n{'a prompt with its responses':64}{'CPU-s':>8}{'wall, s':>9}{'floor':>7}{'it / ours':>11}{'resp./CPU-s':>13}"
+        f"{'peak, MB':>10}{'loss':>11}"
     )
     for key, side in found.items():
         each = side.responses / side.pairs
         print(
             f"{side.name:64}{side.cpu_per_pair:>8.3f}{side.wall_per_pair:>9.3f}{floors[key] / side.cpu_per_pair:>7.0%}"
             f"{side.cpu_per_pair / ours.cpu_per_pair:>11.2f}{each / side.cpu_per_pair:>13.2f}{side.memory:>10.0f}"
-            f"{side.losses[-1]:>9.3f}"
+            f"{side.losses[-1]:>11.3f}"
         )
     print("loss: of the last step, on the paper's scale; equal but for rounding where the steps were equal")
     print("peak: above the imported libraries, so weights, frozen copy, gradients, optimizer and activations")
@@ -264,7 +266,7 @@ def growth(material: Material, way: Way) -> Numbers:
     steps = [pairs, pairs * 2, pairs * 4, *doubled]
     side = Material(folder, material.policy, steps, steps).side(way)
     sides.take_turns([side], len(steps), 2)
-    one, two, four, twice, fourfold = np.min(side.each, axis=0)
+    two, four, twice, fourfold, one = np.min(side.each, axis=0)  # the first step warmed up, so it comes last
 
     def slope(seconds: list[float]) -> float:
         return round(float(np.polyfit(np.log([1, 2, 4]), np.log(seconds), 1)[0]), 3)

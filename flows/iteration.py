@@ -15,6 +15,7 @@ from sppo.store import Artifact
 from tasks.duel import duel_policies
 from tasks.estimate import estimate_targets
 from tasks.evaluate import evaluate_policy
+from tasks.export import export_policy
 from tasks.generate import generate_responses
 from tasks.judge import fitted_judge
 from tasks.policy import base_policy
@@ -61,18 +62,22 @@ def sppo_iteration(
 
     policy = policy_before(setup.store, run, iteration, base)
     log.info("iteration %d of %d: from pi_%d, %s", iteration, setup.recipe.iterations, iteration - 1, policy.name)
-    responses, answers_before = generate_responses(setup, policy, [drawn, held_out])
+    loaded = export_policy(setup, policy)
+    responses, answers_before = generate_responses(setup, loaded, [drawn, held_out])
     ranked = rank_responses(setup, judge, drawn.prompts, responses)
     targets = estimate_targets(setup, ranked, responses)
     trained = train_policy(setup, iteration, policy, drawn.prompts, responses, targets)
 
-    answers = sample_answers(setup, trained, [held_out, *draws_ahead(setup.recipe, prompts, iteration, ahead)])[0]
+    exported = export_policy(setup, trained)
+    answers = sample_answers(setup, exported, [held_out, *draws_ahead(setup.recipe, prompts, iteration, ahead)])[0]
     samples = [*samples_before(setup.store, run, iteration), answers_before, answers]
     duels = duel_policies(setup, judges, held_out.prompts, answers, samples[:-1])
     evaluated = evaluate_policy(setup, iteration, samples, duels)
 
     stages = {"policy": policy, "judge": judge, "split": prompts, "generate": responses, "rank": ranked}
     stages |= {"estimate": targets, "train": trained, "evaluate": evaluated}
+    if exported is not trained:
+        stages["export"] = exported
     index = write_iteration(setup, iteration, stages, samples, duels)
     show_iteration(setup.store, index)
     announce_iteration(setup, iteration, evaluated, recipe, hardware, store, overrides, chain)

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.preparation import HARDWARE
-from flows.survey import ORDER, IterationState, StageState, survey
+from flows.survey import IterationState, StageState, survey
 from sppo.errors import HardwareError
 from sppo.hardware import Hardware, load_hardware
 from sppo.launch.work import BEAT_S, WorkRecord, silence
@@ -33,6 +33,7 @@ VERBS = {
     "rank": "ranks",
     "estimate": "estimates",
     "train": "trains",
+    "export": "rounds the policy for inference",
     "sample": "draws held-out answers",
     "duel": "judges duels",
     "evaluate": "evaluates",
@@ -136,8 +137,8 @@ def _after(state: IterationState) -> list[str]:
     """In words, the stages that follow those that are missing and have no fingerprint yet."""
     trained = any(stage.stage == "train" for stage in state.stages)
     missing = ["generate" if stage.stage == "sample" and not trained else stage.stage for stage in state.missing]
-    first = min((ORDER.index(stage) for stage in missing), default=-1)
-    return [VERBS[stage] for stage in ORDER[first + 1 :]]
+    first = min((state.order.index(stage) for stage in missing), default=-1)
+    return [VERBS[stage] for stage in state.order[first + 1 :]]
 
 
 def _missing_words(stage: StageState) -> str:

@@ -8,6 +8,7 @@ from typing import cast
 import sppo.duel
 import sppo.estimate
 import sppo.evaluate
+import sppo.export
 import sppo.generate
 import sppo.judges
 import sppo.policy
@@ -23,7 +24,7 @@ from sppo.progress import Report, silent
 from sppo.recipe import EnsembleJudge, Judge, Recipe, StoredModel
 from sppo.recipe.judges import Weightless
 from sppo.runs import IterationIndex
-from sppo.stages import STAGES, recipe_part
+from sppo.stages import STAGES, recipe_part, stages_of
 from sppo.store import Artifact, Identity, Manifest, Outcome, Step, Store, Workspace
 from sppo.store.manifest import parse_record
 from sppo.train.checkpoints import NAME, step_of
@@ -57,6 +58,8 @@ class IterationState:
     stages: list[StageState] = field(default_factory=list)
     problem: str = ""
     """Why it could not be looked at any further from here, such as a policy's folder that only the workers have."""
+    order: Sequence[str] = field(default_factory=lambda: ORDER)
+    """Names of all stages that it has."""
 
     @property
     def finished(self) -> bool:
@@ -150,8 +153,9 @@ def survey(url: str, recipe: Recipe, hardware: Hardware, finished: Sequence[Iter
     store = _LookingStore(url)
     walk = _Walk()
     states: list[IterationState] = []
+    order = [stage.name for stage in stages_of(recipe)]
     for iteration in range(1, recipe.iterations + 1):
-        states.append(IterationState(iteration))
+        states.append(IterationState(iteration, order=order))
         store.stages, store.totals = states[-1].stages, {}
         try:
             if iteration <= len(finished):
@@ -189,14 +193,16 @@ def _look(store: _LookingStore, recipe: Recipe, hardware: Hardware, iteration: i
     drawn = sppo.generate.training_draw(recipe, prompts, iteration)
     held_out = sppo.generate.held_out_draw(recipe, prompts)
     policy = walk.policy or base
-    responses, before = sppo.generate.build(store, recipe, hardware, policy, [drawn, held_out])
+    loaded = sppo.export.build(store, recipe, policy)
+    responses, before = sppo.generate.build(store, recipe, hardware, loaded, [drawn, held_out])
     store.totals |= {"rank": len(responses.file_names(".parquet")), "duel": len(before.file_names(".parquet"))}
     ranked = store.build(sppo.rank.step(recipe, hardware, judges[0], drawn.prompts, responses))
     targets = store.build(sppo.estimate.step(recipe, ranked, responses))
     store.totals["train"] = schedule_of(recipe.training, targets.manifest.counts["prompts_selected"]).stop
     trained = store.build(sppo.train.step(recipe, hardware, iteration, policy, drawn.prompts, responses, targets))
     walk.policy = trained
-    answers = sppo.generate.build(store, recipe, hardware, trained, [held_out])[0]
+    exported = sppo.export.build(store, recipe, trained)
+    answers = sppo.generate.build(store, recipe, hardware, exported, [held_out])[0]
     walk.samples.append(before)
     duels = sppo.duel.build(store, recipe, hardware, judges[1:], held_out.prompts, answers, walk.samples)
     store.build(sppo.evaluate.step(recipe, iteration, [*walk.samples, answers], duels))

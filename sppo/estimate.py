@@ -18,7 +18,7 @@ from sppo.errors import EstimateError
 from sppo.hygiene import COLUMNS, Traits, find_traits
 from sppo.recipe import Recipe
 from sppo.records import SCHEMAS, Target
-from sppo.selection import CUT, EMPTY, IDENTICAL, REFUSAL, REPEAT, ROLES, TIED, select
+from sppo.selection import CUT, EMPTY, IDENTICAL, REFUSAL, REPEAT, ROLES, TIED, WORST, select
 from sppo.stages import stage_identity
 from sppo.store import Artifact, Outcome, Step, Workspace
 
@@ -66,14 +66,16 @@ def win_probabilities(logits: Array, rule: Rule, self_match: bool, temperature: 
     logits: (N, K, K); result: (N, K) in [0, 1], dimensionless; a prompt's mean is 1/2 under every rule.
     arXiv:2405.00675, Algorithm 1; the self-match counts 1/2, as in the released code, unless `self_match` is off.
     Raises EstimateError for fewer than two responses."""
-    responses = logits.shape[1]
-    if responses < 2:
-        raise EstimateError(f"K = {responses} responses; expected at least 2 to compare: raise generation.responses")
-    preferences = preference_matrices(logits, rule, temperature)  # (N, K, K)
+    _check_enough(logits.shape[1])
+    return _means(preference_matrices(logits, rule, temperature), self_match)
+
+
+def _means(preferences: Array, self_match: bool) -> Array:
+    """(N, K) win probabilities of preferences (N, K, K)."""
     if self_match:
         return np.asarray(preferences.mean(axis=2))
     # without the self-match every P - 1/2 grows by K / (K - 1); rounding must not carry it past 0 or 1
-    return np.asarray(np.clip((preferences.sum(axis=2) - 0.5) / (responses - 1), 0.0, 1.0))
+    return np.asarray(np.clip((preferences.sum(axis=2) - 0.5) / (preferences.shape[2] - 1), 0.0, 1.0))
 
 
 def comparable_eta(eta: float, responses: int, self_match: bool, to_responses: int, to_self_match: bool) -> float:
@@ -133,11 +135,22 @@ def targets(recipe: Recipe, comparisons: pa.Table, traits: Traits) -> pa.Table:
         logits = flat[pairs].reshape(count, count, -1).transpose(2, 0, 1)  # (M, K, K)
         places = offsets[rows][:, None] + np.arange(count)  # (M, K)
         estimator = recipe.estimator
-        wins = win_probabilities(logits, estimator.rule, estimator.self_match, estimator.temperature)  # (M, K)
+        _check_enough(count)
+        preferences = preference_matrices(logits, estimator.rule, estimator.temperature)  # (M, K, K)
+        wins = _means(preferences, estimator.self_match)  # (M, K)
         found.judged[places] = ~np.isnan(logits).any(axis=(1, 2))[:, None]
         found.win_probability[places] = wins
-        found.selected[places], found.role[places] = select(wins, traits.shaped(places, pairs.T), recipe.selection)
+        found.selected[places], roles = select(wins, traits.shaped(places, pairs.T), recipe.selection)  # (M, K) both
+        found.role[places] = roles
+        is_worst = roles == WORST  # (M, K)
+        worst = preferences[np.arange(len(rows)), :, is_worst.argmax(axis=1)]  # (M, K) P(y_k > worst)
+        found.beats_worst[places] = np.where(is_worst.any(axis=1)[:, None], worst, np.nan)
     return found.table(comparisons["prompt_id"], sizes, np.arange(len(found.role)) - np.repeat(offsets, sizes))
+
+
+def _check_enough(responses: int) -> None:
+    if responses < 2:
+        raise EstimateError(f"K = {responses} responses; expected at least 2 to compare: raise generation.responses")
 
 
 def _blocks(sizes: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
@@ -154,12 +167,14 @@ class _Columns:
     win_probability: Array
     selected: npt.NDArray[np.bool_]
     role: npt.NDArray[np.int8]
+    beats_worst: Array
+    """nan where a prompt has no worst."""
     judged: npt.NDArray[np.bool_]
     """Whether the judge settled every pair of the prompt."""
 
     @classmethod
     def of(cls, rows: int) -> "_Columns":
-        return cls(np.empty(rows), np.empty(rows, np.bool_), np.empty(rows, np.int8), np.empty(rows, np.bool_))
+        return cls(np.empty(rows), np.empty(rows, np.bool_), np.empty(rows, np.int8), np.empty(rows), np.empty(rows, np.bool_))
 
     def table(self, prompt_ids: pa.ChunkedArray, sizes: npt.NDArray[np.int64], k: npt.NDArray[np.int64]) -> pa.Table:
         rows = np.flatnonzero(self.judged)  # (rows kept,)
@@ -172,6 +187,7 @@ class _Columns:
                 "win_probability": self.win_probability[rows],
                 "selected": self.selected[rows],
                 "role": roles.cast(pa.string()),
+                "beats_worst": pa.array(self.beats_worst[rows], from_pandas=True),
             },
             schema=SCHEMAS[Target],
         )

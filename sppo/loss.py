@@ -43,7 +43,7 @@ class Labels:
     gate: Any = None
     """(B,) in [0, 1], what `s_sppo` multiplies P - 1/2 by. Only read there."""
     pair_probability: Any = None
-    """(B,) P(best > worst) of the prompt, in [0, 1]. Read by `sppo_single`; without it, see `pair_probabilities`."""
+    """(B,) P(best > worst) of the prompt, in [0, 1]. Only read by `sppo_single`."""
     drift: Any = None
     """(B,) log pi_t(y|x) - log mu(y|x), in nats. Only read by `rspo`; without it mu is pi_t."""
 
@@ -72,16 +72,6 @@ def takes_part(training: Training, labels: Labels) -> Any:
         return paired
     tied = paired & (abs(_difference(labels)) <= EQUAL)  # (B,)
     return (extremes if training.loss == "sppo_hard" else paired) & ~tied
-
-
-def pair_probabilities(labels: Labels) -> Any:
-    """(B,) P(best > worst) of each response's prompt, 1/2 where it has no pair.
-
-    What `labels` brings; or 1/2 + P(best > pi_t) - P(worst > pi_t), cut to [0, 1], which is it for K = 2 with the self-match,
-    and for preferences that are differences of scores."""
-    if labels.pair_probability is not None:
-        return labels.pair_probability
-    return (0.5 + _difference(labels)).clip(0.0, 1.0)
 
 
 def papers_scale(training: Training) -> float:
@@ -114,7 +104,9 @@ def _losses(training: Training, log_ratios: Any, labels: Labels) -> Any:
                 raise TrainError("loss s_sppo needs a gate for each response and got none; expected sppo.train.gates' values")
             return _squared(log_ratios, labels.gate * centred, eta)
         case "sppo_single":
-            target = (pair_probabilities(labels) - 0.5) * _sides(labels)  # (B,)
+            if labels.pair_probability is None:
+                raise TrainError("loss sppo_single needs P(best > worst) of each pair and got none; expected the targets' own")
+            target = (labels.pair_probability - 0.5) * _sides(labels)  # (B,)
             return _kept(_squared(log_ratios, target, eta), takes_part(training, labels))
         case "sppo_hard":
             return _kept(_squared(log_ratios, 0.5 * _sides(labels), eta), takes_part(training, labels))

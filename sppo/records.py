@@ -90,6 +90,8 @@ class Target:
     """Trained on."""
     role: str
     """`best`, `worst`, `other`; or why the prompt is left out, such as `tied`."""
+    beats_worst: float | None = None
+    """P(y_k > the prompt's worst | x), in [0, 1]; None where none is the worst."""
 
 
 SCHEMAS: dict[type, pa.Schema] = {
@@ -135,6 +137,7 @@ SCHEMAS: dict[type, pa.Schema] = {
             pa.field("win_probability", pa.float64(), False),
             pa.field("selected", pa.bool_(), False),
             pa.field("role", pa.string(), False),
+            pa.field("beats_worst", pa.float64()),
         ]
     ),
 }

@@ -34,6 +34,7 @@ STAGES = {
         Stage("rank", 2, ("judge",), ("judge", "generate")),
         Stage("estimate", 2, ("estimator", "selection"), ("rank", "generate")),
         Stage("train", 1, ("training", "policy.dtype", "seed"), ("policy", "generate", "estimate")),
+        Stage("export", 1, ("policy.dtype",), ("train",)),
         Stage(
             "sample",
             1,
@@ -51,6 +52,11 @@ STAGES = {
         Stage("evaluate", 1, ("evaluation.resamples", "seed"), ("duel",)),
     )
 }
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages of an iteration by this recipe, in their order: a float32 policy has no export."""
+    return [stage for stage in STAGES.values() if stage.name != "export" or recipe.policy.dtype != "float32"]
 
 
 def recipe_part(stage: str, recipe: Recipe) -> dict[str, object]:
@@ -91,7 +97,7 @@ def plan_fingerprints(recipe: Recipe) -> dict[str, str]:
 
     Equal plans compute the same; an artifact's own fingerprint has the digests of real inputs in their place."""
     plan: dict[str, str] = {}
-    for stage in STAGES.values():
+    for stage in stages_of(recipe):
         inputs = {name: plan[name] for name in stage.after}
         plan[stage.name] = stage_fingerprint(stage.name, stage.version, recipe_part(stage.name, recipe), inputs)
     return plan

@@ -8,8 +8,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("sppo", deadline=None)  # no test is timed: machines are busy at times
+hypothesis.settings.load_profile("sppo")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in these tests may reach for a hub
 os.environ["SPPO_SCRATCH"] = tempfile.mkdtemp(prefix="sppo-tests-")
 atexit.register(shutil.rmtree, os.environ["SPPO_SCRATCH"], ignore_errors=True)

@@ -148,20 +148,27 @@ def read_steps(path: Path) -> Steps:
 
 
 def make_policy(folder: Path, shape: Shape) -> int:
-    """Write a Llama of random weights with a tokenizer of one token a word, `t17` for id 17; its number of parameters."""
+    """Write a Llama of random weights with a tokenizer; its number of parameters."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(shape.config())
     model.save_pretrained(folder)
-    words = {"<pad>": PAD, "<s>": BOS, "</s>": EOS} | {f"t{number}": number for number in range(3, shape.vocabulary)}
+    save_tokenizer(folder, shape.vocabulary)
+    return int(model.num_parameters())
+
+
+def save_tokenizer(folder: Path, vocabulary: int) -> None:
+    """One token a word, `t17` for id 17."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": PAD, "<s>": BOS, "</s>": EOS} | {f"t{number}": number for number in range(3, vocabulary)}
     inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     tokenizer.save_pretrained(folder)
-    return int(model.num_parameters())
 
 
 def as_words(ids: Sequence[int]) -> str:

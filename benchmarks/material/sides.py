@@ -3,13 +3,14 @@
 import json
 import re
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.material.preferences import PAIRS, Steps, write_steps
 from benchmarks.material.turns import ROOT, Side
+from sppo.launch.processes import KEEPS_MEMORY
 
 TRL = ROOT / "build" / "rivals" / "trl" / "bin" / "python"
 RECIPE = {"eta": 10.0, "learning_rate": 1e-5, "pairs": PAIRS}
@@ -26,6 +27,8 @@ class Way:
     settings: dict[str, Any]
     all_responses: bool = False
     """All K of a prompt instead of a pair."""
+    environment: Mapping[str, str] = field(default_factory=lambda: KEEPS_MEMORY)
+    """Of its process: the one that our stage gives its own, also where a rival has its best settings."""
 
     def changed(self, name: str, **settings: Any) -> "Way":
         """The same way with other settings."""
@@ -33,28 +36,35 @@ class Way:
 
 
 OURS = Way("ours", "ours", {"tokens_per_device": 4096, "reference": "sampler", "recompute": False, "engine": "torch"})
-RELEASED = Way("the reference's way as released", "released", {"micro_batch": PAIRS, "recompute": True, "weights": "float32"})
-SHIPPED = Way("TRL as shipped", "trl", {"micro_batch": PAIRS, "settings": {}})
+RELEASED = Way(
+    "the reference's way as released",
+    "released",
+    {"micro_batch": PAIRS, "recompute": True, "weights": "float32"},
+    environment={},
+)
+SHIPPED = Way("TRL as shipped", "trl", {"micro_batch": PAIRS, "settings": {}}, environment={})
 
 OURS_TRIED = tuple(
     OURS.changed(f"ours, {tokens} tokens at once, {engine}", tokens_per_device=tokens, engine=engine)
     for engine in ("torch", "deepspeed")
-    for tokens in (1024, 2048, 8192)
+    for tokens in (1024, 2048, 4096, 8192)
 )
+BEST_RELEASED = replace(RELEASED, environment=KEEPS_MEMORY)
 RELEASED_TRIED = tuple(
-    RELEASED.changed(
+    BEST_RELEASED.changed(
         f"the reference's way, {pairs} pairs at once, {weights} weights", micro_batch=pairs, recompute=False, weights=weights
     )
     for weights in ("float32", "bfloat16")
     for pairs in (1, 2, 4)
 )
+BEST_TRL = replace(SHIPPED, environment=KEEPS_MEMORY)
 KEPT = {"gradient_checkpointing": False}
 PRECOMPUTED = KEPT | {"precompute_ref_log_probs": True}
 TRL_TRIED = (
-    SHIPPED.changed("TRL, 1 pair at once, activations kept", micro_batch=1, settings=KEPT),
-    SHIPPED.changed("TRL, 1 pair at once, kept, reference precomputed", micro_batch=1, settings=PRECOMPUTED),
-    SHIPPED.changed("TRL, 2 pairs at once, kept, reference precomputed", micro_batch=2, settings=PRECOMPUTED),
-    SHIPPED.changed(
+    BEST_TRL.changed("TRL, 1 pair at once, activations kept", micro_batch=1, settings=KEPT),
+    BEST_TRL.changed("TRL, 1 pair at once, kept, reference precomputed", micro_batch=1, settings=PRECOMPUTED),
+    BEST_TRL.changed("TRL, 2 pairs at once, kept, reference precomputed", micro_batch=2, settings=PRECOMPUTED),
+    BEST_TRL.changed(
         "TRL, 2 pairs at once, kept, precomputed, rebalanced by length",
         micro_batch=2,
         settings=PRECOMPUTED | {"train_sampling_strategy": "batch_rebalance", "remove_unused_columns": False},
@@ -87,7 +97,8 @@ class Material:
         }
         asked = [asked for step in steps for asked in step]
         log = self.folder / (re.sub(r"[^a-zA-Z0-9]+", "-", way.name) + ".log")
-        return Side(way.name, [*commands[way.who], json.dumps(told)], log, len(asked), sum(len(one.responses) for one in asked))
+        responses = sum(len(one.responses) for one in asked)
+        return Side(way.name, [*commands[way.who], json.dumps(told)], log, len(asked), responses, way.environment)
 
     def first_step(self, folder: Path) -> "Material":
         """One step alone, for trying settings."""
@@ -116,14 +127,14 @@ def fastest(tried: Iterable[tuple[Way, Side]], budget: float) -> Way:
 
 
 def take_turns(sides: list[Side], steps: int, rounds: int) -> None:
-    """All sides at once, each in its process; nobody always comes after the same one. Round 0 warms up."""
-    try:
-        for side in sides:
+    """Every side in each round, one process at a time: all of them at once would not fit, for few give memory back. A step
+    warms up, then come all steps; nobody always comes after the same one."""
+    for number in range(rounds):
+        first = number % len(sides)
+        for side in sides[first:] + sides[:first]:
             side.start()
-        for number in range(rounds + 1):
-            first = number % len(sides)
-            for side in sides[first:] + sides[:first]:
-                side.take_round(steps, counts=number > 0)
-    finally:
-        for side in sides:
-            side.end()
+            try:
+                side.take_round(1, counts=False)
+                side.take_round(steps, counts=True)
+            finally:
+                side.end()

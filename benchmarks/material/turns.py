@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +77,8 @@ class Side:
     """Prompts of all steps of a round."""
     responses: int
     """Likewise."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of its own."""
     loaded: dict[str, float] = field(default_factory=dict)
     """What it said when it was ready."""
     cpu: list[float] = field(default_factory=list)
@@ -103,7 +105,9 @@ class Side:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=environment | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"},
+                env=environment
+                | dict(self.environment)
+                | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"},
             )
         self.loaded = self.hear()
 

@@ -19,7 +19,15 @@ from pydantic import BaseModel
 from sppo.configuration import Frozen
 from sppo.errors import LaunchError
 from sppo.launch.devices import device_environment, lent
-from sppo.launch.processes import Worker, free_port, rank_environment, run_workers, thread_environment, worker_main
+from sppo.launch.processes import (
+    KEEPS_MEMORY,
+    Worker,
+    free_port,
+    rank_environment,
+    run_workers,
+    thread_environment,
+    worker_main,
+)
 from sppo.launch.work import WorkRecord, beating
 from sppo.progress import Progress, Report
 from sppo.store import FileEntry, Store, Workspace
@@ -170,6 +178,7 @@ def _workers(group: Group, store: Store, workspace: Workspace, devices: tuple[st
         elif meeting is not None:
             environment |= device_environment(group.device, devices)  # a rank finds its own by LOCAL_RANK
             environment |= rank_environment(index, len(group.works), group.ranks.first, group.ranks.size, *meeting)
+            environment |= KEEPS_MEMORY if group.device == "cpu" else {}
         log = workspace.log_path(f"{group.number}-of-{group.of}-worker-{index}")
         label = group.label if len(group.works) == 1 else f"{group.label}, process {index}"
         workers.append(Worker(group.module, config, log, place.progress, environment, label))

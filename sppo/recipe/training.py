@@ -93,6 +93,9 @@ class Training(Frozen):
     reference_tolerance: Annotated[float, Field(gt=0)] = 1.0
     """Only `sampler`: nats that any audited response's log pi_t may differ by, summed over its tokens."""
     adapter: Adapter = NoAdapter(kind="none")
+    other_layout: Literal["iteration_start", "last_weights"] = "iteration_start"
+    """Where training goes on from if another number of ranks or ZeRO stage wrote its checkpoint. `last_weights` keeps what was
+    learned and begins with a new optimizer; checkpoints then hold the fp32 weights besides."""
 
     @model_validator(mode="after")
     def _stops_within_its_schedule(self) -> Self:

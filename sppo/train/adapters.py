@@ -22,6 +22,8 @@ from sppo.train import nf4, weights
 if TYPE_CHECKING:
     import torch
 
+FILE = "adapter.safetensors"
+
 
 @dataclass
 class Adaptation:
@@ -119,6 +121,43 @@ def update_of(layer: Any) -> "torch.Tensor":
     up, down = weights.master_of(layer.lora_b), weights.master_of(layer.lora_a)  # (out, r), (r, in)
     update: torch.Tensor = layer.adaptation.scale * (up @ down)
     return update
+
+
+def write_adapters(policy: Any, folder: Path, writes: bool) -> None:
+    """All A and B in fp32, as the file `adapter.safetensors`. All ranks call this together; one of them writes."""
+    from safetensors.torch import save_file
+
+    values = {name: weights.master_of(parameter).cpu().contiguous() for name, parameter in _matrices(policy).items()}
+    if writes:
+        save_file(values, folder / FILE)
+
+
+def read_adapters(policy: Any, folder: Path) -> None:
+    """Set all A and B, rounded to the policy's dtype: before an engine is made."""
+    import torch
+
+    with torch.no_grad():
+        for parameter, value in _stored(policy, folder):
+            parameter.copy_(value)
+
+
+def set_adapter_masters(policy: Any, folder: Path) -> None:
+    """Put the stored fp32 values of all A and B into the master weights of a bf16 engine."""
+    for parameter, value in _stored(policy, folder):
+        weights.set_master(parameter, value)
+
+
+def _matrices(policy: Any) -> dict[str, "torch.nn.Parameter"]:
+    layers = adapted_layers(policy).items()
+    return {f"{name}.{part}": getattr(layer, part) for name, layer in layers for part in ("lora_a", "lora_b")}
+
+
+def _stored(policy: Any, folder: Path) -> "Iterator[tuple[torch.nn.Parameter, torch.Tensor]]":
+    from safetensors import safe_open
+
+    with safe_open(folder / FILE, framework="pt") as stored:
+        for name, parameter in _matrices(policy).items():
+            yield parameter, stored.get_tensor(name)
 
 
 def write_merged_policy(policy: Any, source: Path, target: Path, writes: bool) -> list[Path]:

@@ -4,8 +4,9 @@ N prompts, T tokens. Ids are exactly those that were sampled: nothing is rendere
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from sppo.store import Artifact, ArtifactFile
 
 TokenIds = npt.NDArray[np.int32]
 Key = TypeVar("Key")
+NO_TOKENS: TokenIds = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class TrainingResponse:
     """P(y > pi_t | x)."""
     role: str
     """`best`, `worst` or `other`."""
+    beats_worst: float = math.nan
+    """P(y > the prompt's worst | x); nan if none is the worst."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +106,20 @@ def join_examples(prompts: pa.Table, responses: pa.Table, targets: pa.Table, max
     prompt_ids = _token_ids(prompts, prompts["prompt_id"].to_pylist())
     keys = list(zip(responses["prompt_id"].to_pylist(), responses["k"].to_pylist(), strict=True))
     response_ids = _token_ids(responses, keys)
-    chosen: dict[str, list[tuple[int, float, str]]] = {}
-    columns = [selected[name].to_pylist() for name in ("prompt_id", "k", "win_probability", "role")]
-    for prompt_id, k, probability, role in zip(*columns, strict=True):
+    chosen: dict[str, list[TrainingResponse]] = {}
+    columns = [selected[name].to_pylist() for name in ("prompt_id", "k", "win_probability", "role", "beats_worst")]
+    for prompt_id, k, probability, role, beats_worst in zip(*columns, strict=True):
         _check_target(prompt_id, k, probability, prompt_ids, response_ids)
-        chosen.setdefault(prompt_id, []).append((k, probability, role))
+        one = TrainingResponse(0, k, NO_TOKENS, probability, role, math.nan if beats_worst is None else beats_worst)
+        chosen.setdefault(prompt_id, []).append(one)
     examples: list[TrainingPrompt] = []
     row = 0
     for prompt_id in sorted(chosen):
         room = max_tokens - len(prompt_ids[prompt_id])
-        kept = [(k, p, role, response_ids[prompt_id, k][: max(0, room)]) for k, p, role in sorted(chosen[prompt_id])]
-        kept = [one for one in kept if len(one[3])]
-        made = tuple(TrainingResponse(row + n, k, ids, p, role) for n, (k, p, role, ids) in enumerate(kept))
+        every = sorted(chosen[prompt_id], key=lambda one: one.k)
+        cut = [replace(one, token_ids=response_ids[prompt_id, one.k][: max(0, room)]) for one in every]
+        kept = [one for one in cut if len(one.token_ids)]
+        made = tuple(replace(one, row=row + number) for number, one in enumerate(kept))
         row += len(made)
         if made:
             examples.append(TrainingPrompt(prompt_id, prompt_ids[prompt_id], made))

@@ -129,10 +129,10 @@ class Gradients:
     """(B,) fp64."""
     hidden: "torch.Tensor"
     """(N, H) fp32."""
-    weight: "torch.Tensor | None"
+    weight: "torch.Tensor | None" = None
     """(V, H) fp32; None for a frozen head."""
-    bias: "torch.Tensor | None"
-    """(V,) fp32."""
+    bias: "torch.Tensor | None" = None
+    """(V,) fp32; None for a frozen head, or one without."""
 
 
 def gradients(
@@ -141,23 +141,18 @@ def gradients(
     """The loss's value and gradients in one pass over the response tokens."""
     import torch
 
-    def zeros(like: "torch.Tensor | None") -> "torch.Tensor | None":
-        return None if like is None else torch.zeros_like(like, dtype=torch.float32, memory_format=torch.contiguous_format)
-
     rows = Rows(hidden, packing)
     found = Gradients(
         torch.zeros((), device=hidden.device),
         torch.zeros(len(packing.lengths), dtype=torch.float64, device=hidden.device),
         torch.zeros_like(hidden, dtype=torch.float32),
-        zeros(projection.weight) if of_weight else None,
-        zeros(projection.bias) if of_weight else None,
     )
     for unit in units(packing.lengths, packing.responses_each, projection.rows):
-        _add_unit(projection, rows, unit, objective, found)
+        _add_unit(projection, rows, unit, objective, found, of_weight)
     return found
 
 
-def _add_unit(projection: Projection, rows: Rows, unit: Unit, objective: Objective, found: Gradients) -> None:
+def _add_unit(projection: Projection, rows: Rows, unit: Unit, objective: Objective, found: Gradients, of_weight: bool) -> None:
     """A unit's log-probs, its loss, then its gradients; logits are computed again only where they are more than a tile."""
     import torch
 
@@ -182,7 +177,7 @@ def _add_unit(projection: Projection, rows: Rows, unit: Unit, objective: Objecti
         assert logits is not None
         here = slice(tile.start - unit.rows.start, tile.stop - unit.rows.start)
         _differentiate(projection, logits, rows.labels[tile], normaliser, slope[here])
-        _add_tile(projection, rows, tile, logits, found)
+        _add_tile(projection, rows, tile, logits, found, of_weight)
 
 
 def _score(projection: Projection, logits: "torch.Tensor", labels: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
@@ -217,19 +212,25 @@ def _capped(projection: Projection, logits: "torch.Tensor") -> "torch.Tensor":
     return (logits.float() / projection.softcap).tanh_().mul_(projection.softcap)
 
 
-def _add_tile(projection: Projection, rows: Rows, tile: slice, slopes: "torch.Tensor", found: Gradients) -> None:
+def _add_tile(
+    projection: Projection, rows: Rows, tile: slice, slopes: "torch.Tensor", found: Gradients, of_weight: bool
+) -> None:
     """Add a tile's part to the gradients; slopes: (r, V) dl/dlogits."""
     import torch
 
     # accumulate=True adds in a fixed order; a prompt's last state predicts the first token of each of its responses
     found.hidden.index_put_((rows.predictors[tile],), (slopes @ projection.weight).float(), accumulate=True)
-    if found.weight is not None:
-        if slopes.dtype == torch.float32:
-            found.weight.addmm_(slopes.t(), rows[tile])
-        else:
-            found.weight += slopes.t() @ rows[tile]
-    if found.bias is not None:
-        found.bias += slopes.sum(0, dtype=torch.float32)
+    if not of_weight:
+        return
+    if found.weight is None:
+        found.weight = (slopes.t() @ rows[tile]).float()  # (V, H), mostly the only tile: nothing to add it to
+    elif slopes.dtype == torch.float32:
+        found.weight.addmm_(slopes.t(), rows[tile])
+    else:
+        found.weight += slopes.t() @ rows[tile]
+    if projection.bias is not None:
+        more = slopes.sum(0, dtype=torch.float32)  # (V,)
+        found.bias = more if found.bias is None else found.bias.add_(more)
 
 
 def loss_and_log_probs(

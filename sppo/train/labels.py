@@ -22,24 +22,38 @@ def labels_of(prompts: Sequence[TrainingPrompt], gates: Array | None = None) -> 
     gates: (R,) of all rows of the examples, or None where the loss reads none."""
     responses = [response for prompt in prompts for response in prompt.responses]
     roles = np.array([response.role for response in responses])  # (B,)
+    sizes = [len(prompt.responses) for prompt in prompts]
     return Labels(
-        prompt=np.repeat(np.arange(len(prompts)), [len(prompt.responses) for prompt in prompts]),
+        prompt=np.repeat(np.arange(len(prompts)), sizes),
         win_probability=np.array([response.win_probability for response in responses], np.float64),
         is_best=roles == "best",
         is_worst=roles == "worst",
         gate=None if gates is None else gates[[response.row for response in responses]],
+        pair_probability=np.repeat([_pair_probability(prompt) for prompt in prompts], sizes),
     )
+
+
+def _pair_probability(prompt: TrainingPrompt) -> float:
+    """P(best > worst); 1/2 where it has no pair, nan where the targets do not say."""
+    roles = {response.role: response for response in prompt.responses}
+    return roles["best"].beats_worst if {"best", "worst"} <= roles.keys() else 0.5
 
 
 def read_by_loss(examples: Examples, training: Training) -> tuple[Examples, int]:
     """The examples without the responses that the loss does not read, rows numbered anew; and how many those were.
 
     Such a response, of a prompt left with one of a pair or of a tie, would be computed for nothing and would count in the
-    divisor of its batch."""
+    divisor of its batch. Raises TrainError for targets without P(best > worst) where the loss reads that."""
     prompts: list[TrainingPrompt] = []
     row = 0
     for prompt in examples.prompts:
-        reads = takes_part(training, labels_of([prompt]))  # (B,)
+        labels = labels_of([prompt])
+        reads = takes_part(training, labels)  # (B,)
+        if training.loss == "sppo_single" and np.isnan(labels.pair_probability).any():
+            raise TrainError(
+                f"the targets of prompt {prompt.prompt_id!r} lack P(best > worst), which sppo_single trains on; expected the "
+                "column beats_worst: estimate again"
+            )
         kept = [response for response, read in zip(prompt.responses, reads, strict=True) if read]
         renumbered = tuple(replace(response, row=row + number) for number, response in enumerate(kept))
         row += len(kept)

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,7 @@ from sppo.loss import papers_scale
 from sppo.progress import Progress, ProgressFile
 from sppo.recipe import Training
 from sppo.store import Artifact, Store
-from sppo.train import batches, checkpoints, engine, weights
-from sppo.train.adapters import write_merged_policy
+from sppo.train import adapters, batches, checkpoints, engine, weights
 from sppo.train.examples import Examples, TrainingPrompt, open_examples, response_columns
 from sppo.train.flops import measured_peak, training_flops
 from sppo.train.forward import packed_policy
@@ -38,41 +38,64 @@ SUMS = ("loss", "best", "bests", "worst", "worsts", "tokens")
 def train(place: Place, run: TrainRun) -> None:
     """Train pi_{t+1} and commit it as the part `result`. One call a process, all at once."""
     number, world_size, device = engine.connect(run)
-    rank, policy = _open(place, run, number, world_size, device)
+    rank, policy, checkpoint = _open(place, run, number, world_size, device)
     metrics = rank.file(checkpoints.METRICS)
-    done = checkpoints.restore(rank.engine, place, run, rank.workspace, metrics)
-    _steps(rank, reference_of(rank), _gates(rank), done, metrics, _pace(rank, policy))
-    write = weights.write_policy if run.training.adapter.kind == "none" else write_merged_policy
+    done, restarted = (0, False) if checkpoint is None else checkpoints.restore(rank, checkpoint, metrics)
+    saver = checkpoints.Saver(rank, policy.folder(), metrics, restarted)
+    _steps(rank, reference_of(rank), _gates(rank), done, saver, _pace(rank, policy))
+    saver.finish()
+    write = weights.write_policy if run.training.adapter.kind == "none" else adapters.write_merged_policy
     files = write(rank.policy, policy.folder(), rank.file("policy"), rank.is_first)
     if rank.is_first:
-        counts = {"resumed_from_step": done, "tokens_per_device": run.hardware.tokens_per_device}
+        counts = {
+            "resumed_from_step": done,
+            checkpoints.RESTARTED: int(restarted),
+            "tokens_per_device": run.hardware.tokens_per_device,
+        }
         rank.workspace.commit_part(RESULT, [*files, metrics, *event_files(metrics)], counts)
-        checkpoints.drop(rank.workspace)
+        checkpoints.drop(rank.workspace, RESULT)
     rank.engine.destroy()
 
 
-def _open(place: Place, run: TrainRun, number: int, world_size: int, device: str) -> tuple[Rank, Artifact]:
+def _open(place: Place, run: TrainRun, number: int, world_size: int, device: str) -> tuple[Rank, Artifact, Path | None]:
+    """The rank, pi_t, and a folder with the checkpoint to continue from."""
     import torch
 
     store = place.open_store()
     policy = store.open(run.policy)
     examples = _examples(store, run)
+    workspace = store.workspace("train", run.fingerprint)
+    checkpoint = checkpoints.fetch(place, run, workspace)
     if place.index == 0:
         policy.folder()  # fetched and linked by one rank of the machine, found by the others
     torch.distributed.barrier()
-    model = engine.load_policy(run, policy.folder())
-    whole = run.training.adapter.kind == "none"
-    if whole:
-        weights.parameters_of(model, policy.folder())  # what could not be written at the end is refused now
-    opened = engine.open_engine(run, packed_policy(model, device=device))
-    if whole and run.dtype == "bfloat16" and run.resume_from is None:
-        weights.set_masters(model, policy.folder())
-    workspace = store.workspace("train", run.fingerprint)
-    responses = store.open(run.responses)
-    rank = Rank(place, run, number, world_size, device, workspace, examples, responses, model, opened)
+    model, opened = _engine(run, policy.folder(), checkpoint, device)
+    rank = Rank(place, run, number, world_size, device, workspace, examples, store.open(run.responses), model, opened)
     if rank.is_first:
         _tell_of_long_prompts(rank)
-    return rank, policy
+    return rank, policy, checkpoint
+
+
+def _engine(run: TrainRun, policy: Path, checkpoint: Path | None, device: str) -> tuple[Any, Any]:
+    """The policy and DeepSpeed's engine around it, with the weights to begin with: pi_t's, or those of another layout's
+    checkpoint. What a checkpoint of this layout holds comes later."""
+    other = checkpoint if checkpoint is not None and checkpoints.layout_of(checkpoint.name) != run.layout else None
+    sets_masters = run.dtype == "bfloat16" and (checkpoint is None or other is not None)
+    if run.training.adapter.kind == "none":
+        source = other or policy
+        model = engine.load_policy(run, source)
+        weights.parameters_of(model, source)  # what could not be written at the end is refused now
+        opened = engine.open_engine(run, packed_policy(model, device=device))
+        if sets_masters:
+            weights.set_masters(model, source)
+        return model, opened
+    model = engine.load_policy(run, policy)
+    if other is not None:
+        adapters.read_adapters(model, other)
+    opened = engine.open_engine(run, packed_policy(model, device=device))
+    if sets_masters and other is not None:
+        adapters.set_adapter_masters(model, other)
+    return model, opened
 
 
 def _examples(store: Store, run: TrainRun) -> Examples:
@@ -121,7 +144,7 @@ def _steps(
     reference: Array,
     gates: Array | None,
     done: int,
-    metrics: Path,
+    saver: checkpoints.Saver,
     pace: tuple[Pace, ModelShape | None],
 ) -> None:
     """All optimizer steps from `done` on, with a checkpoint every so many; the first rank tells what each came to."""
@@ -129,7 +152,7 @@ def _steps(
     stop = schedule_of(run.training, len(rank.examples.prompts)).stop
     progress = ProgressFile(rank.place.progress)
     about = About(f"iteration-{run.iteration}", run.fingerprint, run.training.model_dump(mode="json"))
-    with open_metrics(metrics, about) if rank.is_first else contextlib.nullcontext() as told:
+    with open_metrics(saver.metrics, about) if rank.is_first else contextlib.nullcontext() as told:
         for step, prompts, line in _batches(rank, done):
             line |= _step(rank, prompts, reference, gates, line["learning_rate"], pace, step)
             if not np.isfinite([line["loss"], line["gradient_norm"]]).all():
@@ -140,8 +163,9 @@ def _steps(
             if told is not None:
                 told.write(line)
                 progress(Progress(stage="train", done=step, total=stop, unit="steps", note=note(line)))
+            saver.advance()
             if step % run.hardware.checkpoint_steps == 0 and step < stop:
-                checkpoints.save(rank.engine, rank.place, run, rank.workspace, step, metrics)
+                saver.save(step)
 
 
 def _batches(rank: Rank, done: int) -> Iterator[tuple[int, list[TrainingPrompt], dict[str, float]]]:

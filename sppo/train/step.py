@@ -68,7 +68,7 @@ def step(
                 device=hardware.device,
                 hardware=machine,
                 peak_flops=None if hardware.peak_tflops is None else hardware.peak_tflops * 1e12,
-                resume_from=checkpoints.latest(workspace, layout(machine)),
+                resume_from=checkpoints.latest(workspace, layout(machine), recipe.training.other_layout),
             )
 
         if workspace.part("result") is None:
@@ -159,6 +159,7 @@ def _outcome(recipe: Recipe, examples: Examples, unread: int, workspace: Workspa
         **audit_of(workspace),
     }
     resumed = f" (resumed at {counts['resumed_from_step']})" if counts["resumed_from_step"] else ""
+    resumed += ", the optimizer restarted under another layout" if counts[checkpoints.RESTARTED] else ""
     summary = (
         f"{counts['prompts']} prompts, {counts['responses']} responses, {counts['steps']} steps{resumed}, "
         f"loss {metrics['first_loss']:.4f} -> {metrics['last_loss']:.4f}"

@@ -63,10 +63,11 @@ def set_masters(policy: Any, folder: Path) -> None:
     for file, tensors in parameters_of(policy, folder).items():
         with safe_open(folder / file, framework="pt") as stored:
             for name, parameter in tensors.items():
-                _set_master(parameter, stored.get_tensor(name).float())
+                set_master(parameter, stored.get_tensor(name).float())
 
 
-def _set_master(parameter: Any, value: "torch.Tensor") -> None:
+def set_master(parameter: Any, value: "torch.Tensor") -> None:
+    """Put a full fp32 value into the master of a parameter of a bf16 engine. All ranks call this together."""
     import torch
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
@@ -101,9 +102,10 @@ def write_policy(policy: Any, source: Path, target: Path, writes: bool) -> list[
 
 
 def write_folder(
-    files: Mapping[str, Iterable[tuple[str, "torch.Tensor"]]], source: Path, target: Path, writes: bool
+    files: Mapping[str, Iterable[tuple[str, "torch.Tensor"]]], source: Path, target: Path, writes: bool, dtype: str = "float32"
 ) -> list[Path]:
-    """A policy's folder like `source` with these fp32 tensors, file by file. All ranks call this together; one of them writes.
+    """A policy's folder like `source` with these tensors, which have this dtype, file by file. All ranks call this together;
+    one of them writes.
 
     Tokenizer, chat template and generation settings are copied byte for byte. Result: the files, sorted."""
     from safetensors.torch import save_file
@@ -119,7 +121,7 @@ def write_folder(
         return []
     for path in sorted(source.iterdir()):
         if path.name == CONFIG:
-            _write_json({**json.loads(path.read_text(encoding="utf-8")), "dtype": "float32"}, target / CONFIG)
+            _write_json({**json.loads(path.read_text(encoding="utf-8")), "dtype": dtype}, target / CONFIG)
         elif path.name.endswith(".safetensors.index.json"):
             index = json.loads(path.read_text(encoding="utf-8"))
             _write_json({**index, "metadata": {**index.get("metadata", {}), "total_size": sizes}}, target / path.name)

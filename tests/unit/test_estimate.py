@@ -177,6 +177,9 @@ def test_prompts_may_have_different_numbers_of_responses_and_keep_their_order(ti
     expected = [0.615529, 0.384471, 0.586113, 0.450087, 0.463800, 0.258993, 0.741007]
     assert [row.win_probability for row in rows] == pytest.approx(expected, abs=1e-6)
     assert [row.role for row in rows] == ["best", "worst", "best", "worst", "other", "worst", "best"]
+    # against the worst: sigmoid(1), itself; sigmoid(2), itself, 1 - sigmoid(1); itself, sigmoid(4)
+    beats_worst = [0.731059, 0.5, 0.880797, 0.5, 0.268941, 0.5, 0.982014]
+    assert [row.beats_worst for row in rows] == pytest.approx(beats_worst, abs=1e-6)
 
 
 def test_many_prompts_are_estimated_as_each_is_alone(tiny: Recipe) -> None:

@@ -100,13 +100,9 @@ def test_sppo_single_trains_both_on_the_chance_that_the_best_beats_the_worst(tin
     assert gradient == pytest.approx([-2, 0, 0])
 
 
-def test_without_it_that_chance_is_found_from_the_win_probabilities(tiny: Recipe) -> None:
-    # K = 2 with the self-match: P(w > l) = .8 makes win probabilities of (.5 + .8)/2 and (.5 + .2)/2; (0 - .3)^2 both
-    pair = labels([1, 1], [0.65, 0.35], ["best", "worst"])
-    assert worked_out(training(tiny, "sppo_single"), [0, 0], pair)[0] == pytest.approx([0.09, 0.09])
-    # .5 + .95 - .2 = 1.25 is no chance: 1, so (0 - .5)^2
-    sure = labels([1, 1], [0.95, 0.2], ["best", "worst"])
-    assert worked_out(training(tiny, "sppo_single"), [0, 0], sure)[0] == pytest.approx([0.25, 0.25])
+def test_without_that_chance_it_says_so(tiny: Recipe) -> None:
+    with pytest.raises(TrainError, match=r"sppo_single needs P\(best > worst\) of each pair"):
+        response_losses(training(tiny, "sppo_single"), np.zeros(3), labels())
 
 
 def test_sppo_hard_takes_the_best_for_1_and_the_worst_for_0(tiny: Recipe) -> None:
@@ -190,7 +186,7 @@ def test_s_sppo_draws_targets_to_zero_by_the_gate(tiny: Recipe) -> None:
     ("loss", "settings", "least"),
     [
         ("sppo", {}, [4, -3]),  # eta (P - 1/2)
-        ("sppo_single", {}, [5, -5]),  # eta (p - 1/2), p = 1/2 + .9 - .2, cut to 1
+        ("sppo_single", {}, [4.5, -4.5]),  # eta (p - 1/2)
         ("sppo_hard", {}, [5, -5]),  # eta / 2
         ("s_sppo", {}, [2, -1.5]),  # gate 1/2
         ("rspo", {"reverse_kl": 2.0}, [2, -1.5]),  # 2 eta (P - 1/2) / (2 + lambda)
@@ -202,7 +198,7 @@ def test_the_losses_of_one_response_are_least_where_their_formula_says(
     tiny: Recipe, loss: str, settings: dict[str, object], least: list[float]
 ) -> None:
     setting = training(tiny, loss, **settings)
-    pair = labels([1, 1], [0.9, 0.2], ["best", "worst"], gate=[0.5, 0.5])
+    pair = labels([1, 1], [0.9, 0.2], ["best", "worst"], gate=[0.5, 0.5], pair_probability=[0.95, 0.95])
     assert worked_out(setting, least, pair)[1] == pytest.approx([0, 0])
     lowest = response_losses(setting, np.array(least, dtype=float), pair)
     for step in itertools.product((-0.1, 0.1), repeat=2):
@@ -234,7 +230,7 @@ def test_a_prompt_left_with_one_response_has_no_pair(tiny: Recipe) -> None:
 
 
 def test_hard_labels_leave_out_a_tie_and_soft_ones_train_it_to_stay(tiny: Recipe) -> None:
-    tie = labels([1, 1], [0.5, 0.5], ["best", "worst"])
+    tie = labels([1, 1], [0.5, 0.5], ["best", "worst"], pair_probability=[0.5, 0.5])
     for loss in ("dpo", "ipo", "sppo_hard"):
         assert worked_out(training(tiny, loss), [3, 1], tie) == ([0, 0], [0, 0])
     for loss in ("sppo", "sppo_single"):  # (3/10 - 0)^2 and (1/10 - 0)^2
@@ -242,7 +238,7 @@ def test_hard_labels_leave_out_a_tie_and_soft_ones_train_it_to_stay(tiny: Recipe
 
 
 def test_responses_that_are_neither_best_nor_worst_are_read_by_the_losses_of_all(tiny: Recipe) -> None:
-    three = labels([1, 1, 1], [0.9, 0.6, 0.2], ["best", "other", "worst"])
+    three = labels([1, 1, 1], [0.9, 0.6, 0.2], ["best", "other", "worst"], pair_probability=[0.8] * 3)
     for loss in ("sppo", "rspo"):
         assert takes_part(training(tiny, loss), three).tolist() == [True] * 3
     for loss in ("sppo_single", "sppo_hard", "dpo", "ipo"):
@@ -256,7 +252,10 @@ def test_losses_do_not_depend_on_which_prompts_share_a_call_or_on_their_order(ti
     draws = np.random.default_rng(1)
     setting, ratios = training(tiny, loss), draws.normal(size=8)
     names = ["best", "worst", "worst", "best", "best", "other", "worst", "other"]
-    every = labels([3, 3, 5, 6, 8, 8, 8, 5], draws.random(8).tolist(), names, gate=draws.random(8).tolist())
+    prompts = [3, 3, 5, 6, 8, 8, 8, 5]
+    chances = dict(zip((3, 5, 6, 8), draws.random(4), strict=True))
+    more = {"gate": draws.random(8).tolist(), "pair_probability": [chances[prompt] for prompt in prompts]}
+    every = labels(prompts, draws.random(8).tolist(), names, **more)
     together = response_losses(setting, ratios, every)
 
     def some(rows: Any) -> Any:
@@ -274,7 +273,7 @@ def test_losses_do_not_depend_on_which_prompts_share_a_call_or_on_their_order(ti
 def test_the_gradient_is_that_of_finite_differences(tiny: Recipe, loss: str) -> None:
     import torch
 
-    one = in_torch(labels(gate=[0.7, 0.2, 0.9], drift=[0.3, -0.4, 0.1]))
+    one = in_torch(labels(gate=[0.7, 0.2, 0.9], pair_probability=[0.8, 0.5, 0.8], drift=[0.3, -0.4, 0.1]))
     ratios = torch.tensor(RATIOS, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda values: response_losses(training(tiny, loss), values, one), ratios)
 

@@ -20,9 +20,11 @@ from sppo.launch.work import Failure, WorkRecord, now, work_key
 from sppo.progress import Progress
 from sppo.recipe import Recipe, overridden
 from sppo.runs import IterationIndex, Setup, remember_start, start, write_iteration
+from sppo.stages import STAGES
 from sppo.store import Artifact, Identity, Outcome, Step, Store, Workspace
 
 FINGERPRINT = "f" * 64
+ORDER_OF_FLOAT32 = [name for name in STAGES if name != "export"]
 
 
 def shown(store: Store, run: str) -> str:
@@ -253,14 +255,14 @@ def test_a_machine_that_has_not_been_heard_of_is_called_silent_since_then() -> N
 
 def test_a_resume_trains_on_from_the_last_checkpoint() -> None:
     done = [state(stage, True) for stage in ("generate", "sample", "rank", "estimate")]
-    states = [IterationState(2, [*done, state("train", False, done=16, total=48)])]
+    states = [IterationState(2, [*done, state("train", False, done=16, total=48)], order=ORDER_OF_FLOAT32)]
     assert resume_words(states, 3) == (
         "iteration 2: trains on from step 16 of 48, then draws held-out answers, judges duels, evaluates, then iteration 3"
     )
 
 
 def test_held_out_answers_of_the_policy_before_come_before_ranking() -> None:
-    states = [IterationState(1, [state("generate", True), state("sample", False, total=3)])]
+    states = [IterationState(1, [state("generate", True), state("sample", False, total=3)], order=ORDER_OF_FLOAT32)]
     assert resume_words(states, 1).startswith("iteration 1: draws 3 of 3 chunks of held-out answers, then ranks, estimates")
 
 

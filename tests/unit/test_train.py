@@ -336,11 +336,14 @@ def test_the_newest_checkpoint_of_the_same_layout_is_continued(
     (tmp_path / "state").write_text("x")
     for name in ("reference", "checkpoint-000008-ranks2-zero3", "checkpoint-000100-ranks2-zero3"):
         workspace.commit_part(name, [tmp_path / "state"])
-    assert checkpoints.latest(workspace, "ranks2-zero3") == "checkpoint-000100-ranks2-zero3"
+    newest = "checkpoint-000100-ranks2-zero3"
+    assert checkpoints.latest(workspace, "ranks2-zero3", "iteration_start") == newest
     assert checkpoints.step_of("checkpoint-000100-ranks2-zero3") == 100
     with caplog.at_level(logging.WARNING, "sppo"):
-        assert checkpoints.latest(workspace, "ranks8-zero3") is None
+        assert checkpoints.latest(workspace, "ranks8-zero3", "iteration_start") is None
     assert "layout ranks2-zero3 and cannot continue under ranks8-zero3; training restarts" in caplog.text
+    assert checkpoints.latest(workspace, "ranks8-zero3", "last_weights") == newest
+    assert "training goes on from its weights at step 100" in caplog.text
     checkpoints.drop(workspace, "checkpoint-000100-ranks2-zero3")
     assert workspace.parts() == ["checkpoint-000100-ranks2-zero3", "reference"]
 

@@ -109,6 +109,34 @@ def test_every_token_sees_its_prompt_and_its_own_response_so_far(
             assert torch.allclose(mine, theirs, atol=1e-12)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("name", ROWS)
+def test_in_16_bit_the_gradients_are_those_of_exact_attention_to_its_rounding(window: int | None, name: str) -> None:
+    import torch
+
+    packing = ROWS[name]
+    draw = torch.Generator().manual_seed(3)
+    shapes = [(1, heads, packing.tokens, WIDTH) for heads in (HEADS, GROUPS, GROUPS)]
+    inputs = [torch.randn(shape, generator=draw).bfloat16().requires_grad_() for shape in shapes]
+    exact = [each.detach().double().requires_grad_() for each in inputs]
+    direction = torch.randn((1, packing.tokens, HEADS, WIDTH), generator=draw).bfloat16()
+    expected = torch.autograd.grad(dense(*exact, packing, 0.3, window, None), exact, direction.double())
+    found = torch.autograd.grad(attend_in_segments(*inputs, packing, 0.3, window, None), inputs, direction)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine - theirs).norm() < 0.01 * theirs.norm()  # bf16 has 8 bits: each product rounds by up to 0.4 %
+
+
+def test_under_autocast_attention_runs_in_its_dtype() -> None:
+    import torch
+
+    packing = ROWS["pairs"]
+    inputs = [torch.randn(1, heads, packing.tokens, WIDTH) for heads in (HEADS, GROUPS, GROUPS)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = packed_attention(Layer(), *inputs, None, packing=packing)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, packed_attention(Layer(), *(each.bfloat16() for each in inputs), None, packing=packing)[0])
+
+
 class Layer:
     """Stands for an architecture's attention module."""
 

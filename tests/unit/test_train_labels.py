@@ -46,6 +46,17 @@ def test_what_the_loss_does_not_read_is_left_out_and_counted(tiny: Recipe) -> No
     assert read_by_loss(every, tiny.training) == (every, 0)
 
 
+def test_a_pairs_own_chance_comes_from_the_best_and_targets_without_it_are_refused(tiny: Recipe) -> None:
+    ids = np.array([5], np.int32)
+    pair = (TrainingResponse(0, 0, ids, 0.2, "worst", 0.5), TrainingResponse(1, 1, ids, 0.9, "best", 0.97))
+    alone = (TrainingResponse(2, 0, ids, 0.9, "best"),)
+    found = labels_of([TrainingPrompt("a", ids, pair), TrainingPrompt("b", ids, alone)])
+    assert found.pair_probability.tolist() == [0.97, 0.97, 0.5]
+    single = overridden(tiny, ("training.loss=sppo_single",)).training
+    with pytest.raises(TrainError, match=r"prompt 'a' lack P\(best > worst\), which sppo_single trains on.*estimate again"):
+        read_by_loss(examples([("best", 0.9), ("worst", 0.2)]), single)
+
+
 def test_a_gate_falls_from_1_to_0_between_gate_from_and_equal_texts() -> None:
     one = examples([("best", 0.9), ("worst", 0.2)], [("best", 0.9), ("worst", 0.2)], [("best", 0.9), ("worst", 0.2)])
     said = texts(

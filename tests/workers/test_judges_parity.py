@@ -67,6 +67,17 @@ TYPED = Asked(
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two torch threads on a busy machine wait for each other far longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def questions() -> list[Asked]:
     return real_questions() if REAL.is_file() else made_questions()

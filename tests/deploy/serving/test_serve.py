@@ -84,7 +84,9 @@ def test_a_second_call_finds_everything_and_leaves_a_persons_choices_alone(lapto
 
 def test_a_worker_that_died_is_started_again_and_nothing_else(laptop: Any) -> None:
     before = pids(laptop)
-    psutil.Process(before["gpu-2"]).kill()
+    killed = psutil.Process(before["gpu-2"])
+    killed.kill()
+    killed.wait(30)  # a signal is on its way before it has arrived: serve would still find the worker
     again = serve(laptop.root, gpu_workers=2)
     assert again.started == ("gpu-2",)
     after = pids(laptop)
