@@ -399,8 +399,9 @@ def test_a_server_that_never_says_anything_is_an_error_too(server: Server) -> No
     server.plan = lambda text, attempt: stay_silent
     judge = ServedJudge(judge_of(server, source={"concurrency": 3, "attempts": 2, "timeout_s": 0.2}))
     with pytest.raises(JudgeError, match=r"cannot be reached in 2 attempts: ReadTimeout"):
-        judge.rule(matches_of(2), silent)
-    assert len(server.asked) == 3
+        judge.rule(matches_of(20), silent)
+    # the third question lost is the last straw; the first two made room for at most two more before it
+    assert 3 <= len(server.asked) <= 5
 
 
 def test_a_server_that_goes_away_keeps_what_it_answered_and_is_an_error_from_then_on(server: Server) -> None:
