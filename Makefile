@@ -52,7 +52,7 @@ system:  ## Debian packages for the tests against a real S3 server, the screensh
 setup: $(READY)  ## the environment in .venv, with vLLM for CPU (EXTRA=gpu for CUDA)
 
 constraints: $(READY)  ## pin the newest compatible versions in constraints.txt
-	@$(SOURCES) $(BIN)/uv pip compile pyproject.toml --extra app --extra cpu --extra blender --extra dev $(INDEX) --python-version 3.11 \
+	@$(SOURCES) $(BIN)/uv pip compile pyproject.toml --extra app --extra cpu --extra blender --extra evaluation --extra dev $(INDEX) --python-version 3.11 \
 	  $(OVERRIDES) --no-header --no-annotate --no-emit-index-url --no-emit-package sppo -q -o constraints.txt
 	@sed -i.old -e '/^-e/d' -e 's/+cpu$$//' constraints.txt && rm constraints.txt.old
 
@@ -70,5 +70,5 @@ $(READY): pyproject.toml constraints.txt infra/package_sources.py infra/cpu-over
 	@echo "Setting up $(VENV) (once; a few minutes where packages must be downloaded) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'uv>=0.9,<0.14' 2>&1 | grep -v '^WARNING' || true
-	@$(SOURCES) $(BIN)/uv pip install -q --compile-bytecode $(INDEX) $(OVERRIDES) --python $(BIN)/python -c constraints.txt -e '.[app,$(EXTRA),blender,dev]'
+	@$(SOURCES) $(BIN)/uv pip install -q --compile-bytecode $(INDEX) $(OVERRIDES) --python $(BIN)/python -c constraints.txt -e '.[app,$(EXTRA),blender,evaluation,dev]'
 	@rm -f $(VENV)/.ready-* && touch $@

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from flows.commands import looking, runs, services
+from flows.commands import card, looking, runs, services, tables
 from sppo.errors import SppoError
 
 app = typer.Typer(
@@ -13,7 +13,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for commands in (runs, looking, services):
+for commands in (runs, card, looking, services, tables):
     commands.add_to(app)
 
 

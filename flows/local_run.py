@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.text import Text
 
@@ -14,7 +14,8 @@ from flows.preparation import THE_RUNS_OWN, opened_store, prepare, prepare_evalu
 from flows.presentation import next_commands, present, write_plot_to_store
 from flows.server import prefect_server
 from flows.terminal import Screen, StageLines, watched
-from sppo.errors import RunError
+from sppo.errors import GateError, RunError
+from sppo.report import assemble
 from sppo.runs import Setup, find_last_start, read_recipe
 from sppo.store import Store
 
@@ -29,8 +30,11 @@ def run_here(
     iterations: int | None,
     overrides: Sequence[str] = (),
     start: Literal["base", "published"] = "base",
+    no_gate: bool = False,
 ) -> None:
-    """The flow sppo-run, then its table, plot, answers and the next commands."""
+    """The flow sppo-run, then its table, plot, answers and the next commands.
+
+    Raises GateError after all that if an iteration failed its gates."""
     started = time.monotonic()
     setup = prepare(recipe, hardware, run, store, iterations, overrides, start)
     with Screen(log_path(setup.store, run)) as screen:
@@ -39,15 +43,21 @@ def run_here(
         with interruptible(screen), watched(screen.console) as lines, _prefect() as start_s:
             from flows.run import sppo_run
 
-            report = sppo_run(recipe, hardware, run, store, iterations, start, tuple(overrides))
+            stopped = None
+            try:
+                report = sppo_run(recipe, hardware, run, store, iterations, start, tuple(overrides), no_gate)
+            except GateError as error:
+                report, stopped = assemble(setup.store, run), error
         plot = write_plot_to_store(report, setup.store)
         commands = next_commands(report, setup.store, recipe or setup.recipe.name, hardware, overrides)
         # a recipe's name alone does not say with which values the run was started
         present(screen.console, report, plot, commands if recipe else commands[:2])
         _say_goodbye(screen, lines, time.monotonic() - started, start_s)
+        if stopped is not None:
+            raise stopped
 
 
-def resume_here(run: str, store: str, hardware: str | None, iterations: int | None) -> None:
+def resume_here(run: str, store: str, hardware: str | None, iterations: int | None, no_gate: bool = False) -> None:
     """The flow sppo-run again, as it was last started but for what is given.
 
     Raises RunError if no such run was started, nobody knows on which hardware, or someone is at it."""
@@ -60,25 +70,45 @@ def resume_here(run: str, store: str, hardware: str | None, iterations: int | No
     from flows.resumption import check_nobody_is_at_it
 
     check_nobody_is_at_it(run)
-    run_here(THE_RUNS_OWN, known, run, store, iterations or (last.iterations if last else None))
+    run_here(THE_RUNS_OWN, known, run, store, iterations or (last.iterations if last else None), no_gate=no_gate)
 
 
-def evaluate_here(run: str, hardware: str, store: str, iteration: int | None, overrides: Sequence[str]) -> None:
-    """The flow sppo-evaluation; its stage lines hold the win rates."""
+def evaluate_here(
+    hardware: str,
+    store: str,
+    run: str | None,
+    iteration: int | None,
+    recipe: str | None,
+    models: Sequence[str],
+    overrides: Sequence[str],
+) -> None:
+    """The flow sppo-evaluation; then every policy's numbers."""
     started = time.monotonic()
-    setup, wanted = prepare_evaluation(run, hardware, store, iteration, overrides)
-    with Screen(log_path(setup.store, run)) as screen:
-        _announce(screen, setup, f"evaluation of iteration {', '.join(str(number) for number in wanted)}")
+    compared = prepare_evaluation(hardware, store, run, iteration, recipe, models, overrides)
+    setup = compared.setups[0]
+    with Screen(log_path(setup.store, setup.run)) as screen:
+        _announce(screen, setup, f"evaluation of {', '.join(compared.names[number] for number in compared.wanted)}")
         with interruptible(screen), watched(screen.console) as lines, _prefect() as start_s:
             from flows.evaluation import sppo_evaluation
 
-            reports = sppo_evaluation(run, hardware, store, iteration, tuple(overrides))
+            reports = sppo_evaluation(hardware, store, run, iteration, recipe, tuple(models), tuple(overrides))
         for report in reports:
-            for judge in report["judges"]:
-                rate = judge["against"][0]["win_rate"]
-                line = f"iteration {report['iteration']}, {judge['judge']}: {rate['mean']:.3f} against the base policy"
-                screen.console.print(Text(f"{line} [{rate['low']:.3f}, {rate['high']:.3f}], {rate['n']} prompts"))
+            for line in evaluation_lines(report, compared.names):
+                screen.console.print(Text(line), soft_wrap=True)
         _say_goodbye(screen, lines, time.monotonic() - started, start_s)
+
+
+def evaluation_lines(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    """A policy's win rates against each before it, by judge; and where all of its numbers lie."""
+    for judge in report["judges"]:
+        for other in judge["against"]:
+            rate = other["win_rate"]
+            line = f"{report['name']}, {judge['judge']}: {rate['mean']:.3f} against {names[other['iteration']]}"
+            yield f"{line} [{rate['low']:.3f}, {rate['high']:.3f}], {rate['n']} prompts"
+    for score in report["scores"]:
+        interval = f" [{score['low']:.2f}, {score['high']:.2f}], n = {score['n']}" if "n" in score else ""
+        yield f"{report['name']}, {score['group']}, {score['name']}: {score['value']:.2f}{interval} {score['unit']}".rstrip()
+    yield f"{report['name']}: {', '.join(report['artifacts'])}"
 
 
 def log_path(store: Store, run: str) -> Path:

@@ -52,10 +52,32 @@ StoreUrl = Annotated[
     _told("Store", "Where artifacts are kept: a folder, s3://bucket/prefix, or block/NAME of a Prefect block.", minLength=1),
 ]
 Iteration = Annotated[int, _told("Iteration", "t, from 1; the iteration before it must have ended.", minimum=1)]
+EvaluatedRun = Annotated[
+    str | None, _told("Run", "Whose iterations are evaluated. Not together with models.", pattern=rf"^[a-z0-9]{NAME}{{0,62}}$")
+]
+RecipeOfModels = Annotated[
+    str | None,
+    _told(
+        "Recipe",
+        "For models: its prompts, judges and sampling, and the policy they are compared with.",
+        enum=[*recipe_names(RECIPES), None],
+    ),
+]
+Models = Annotated[
+    Sequence[str],
+    _told(
+        "Models",
+        "Folders, hub ids such as owner/name@revision, or artifacts of the store, in place of a run.",
+        items={"type": "string", "minLength": 1},
+    ),
+]
 IterationOrAll = Annotated[int | None, _told("Iteration", "Which one; every finished one, if none is given.", minimum=1)]
 LastIteration = Annotated[int | None, _told("Iterations", "How many; the recipe's number, if none is given.", minimum=1)]
 Ahead = Annotated[bool, _told("Draw ahead", "Also draw the next iteration's responses, with the engine that is loaded.")]
 Chain = Annotated[bool, _told("Go on", "Start the next iteration when this one has finished.")]
+NoGate = Annotated[
+    bool, _told("Overrule the gates", "Go on after an iteration that failed its gates; who said so is written down.")
+]
 Start = Annotated[
     Literal["base", "published"],
     _told("Start from", "The recipe's base policy, or the last policy published under the recipe's name."),
@@ -84,15 +106,23 @@ def dated_run_name() -> str:
     return dated(str(flow_run.parameters["run"]))
 
 
+def evaluation_name() -> str:
+    """Name of the flow run that evaluates a run, or models."""
+    from prefect.runtime import flow_run
+
+    models = flow_run.parameters.get("models") or ()
+    return f"{flow_run.parameters.get('run') or ', '.join(models) or 'models'} · evaluation"
+
+
 def remember(setup: Setup, hardware: str, iterations: int | None) -> None:
     """Write down how a run is started now, unless a flow that runs this one has."""
     from prefect.runtime import flow_run
 
     if flow_run.parent_flow_run_id is None:
-        remember_start(setup, hardware, iterations, _started_by())
+        remember_start(setup, hardware, iterations, started_by())
 
 
-def _started_by() -> str:
+def started_by() -> str:
     """Who started this flow run, in words."""
     import socket
 

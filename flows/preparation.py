@@ -2,18 +2,22 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import sppo.resolve
 import sppo.runs
+from sppo.benchmark import check_benchmarks
 from sppo.difference import recipe_differences
 from sppo.errors import HardwareError, RunError, StoreError
+from sppo.fingerprint import digest_of
 from sppo.hardware import Hardware, load_hardware
 from sppo.launch import HERE, Launcher
 from sppo.publication import from_published, with_policy
-from sppo.recipe import Recipe, load_recipe, overridden
+from sppo.recipe import FolderModel, HubModel, PolicySource, Recipe, Served, StoredModel, load_recipe, overridden
 from sppo.runs import Setup, check_run_name, find_recipe, finished_iterations, read_iteration, read_recipe
 from sppo.store import Store
 from tasks.reporting import WatchedStore
@@ -52,6 +56,7 @@ def prepare(
     opened.check_writable()
     if start == "published":
         asked = _from_published(opened, run, asked)
+    check_benchmarks(asked)
     resolved = sppo.runs.start(opened, run, asked, lambda open_recipe: sppo.resolve.resolve(open_recipe, opened))
     return Setup(run=run, recipe=resolved, hardware=machine, store=opened, launch=launcher(machine, run, store))
 
@@ -72,17 +77,90 @@ def _from_published(store: Store, run: str, recipe: Recipe) -> Recipe:
     return published or recipe
 
 
-def prepare_evaluation(
-    run: str, hardware: str, store: str, iteration: int | None = None, overrides: Sequence[str] = ()
-) -> tuple[Setup, list[int]]:
-    """The setup of a run that was started before, with other values under `evaluation` if asked for; and which iterations.
+@dataclass(frozen=True)
+class Comparison:
+    """Policies that are to be evaluated: each is compared with all before it."""
 
-    Raises RunError if the overrides change anything else, or if the iteration has not ended."""
+    run: str | None
+    """Whose policies they are; None for models from elsewhere."""
+    names: list[str]
+    """Of pi_0, and of each policy after it."""
+    setups: list[Setup]
+    """One for each policy: in a run always the same, else each with its own pi_0."""
+    wanted: list[int]
+    """Numbers of the policies whose reports are wanted."""
+
+
+def prepare_evaluation(
+    hardware: str,
+    store: str,
+    run: str | None = None,
+    iteration: int | None = None,
+    recipe: str | None = None,
+    models: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> Comparison:
+    """What is to be evaluated: a run's finished iterations, or models with a recipe that says how.
+
+    Raises RunError for both or neither, for overrides that would change a run itself, or an iteration that has not ended; the
+    first error of anything else that is wrong, before any model loads."""
     tell_stages()
-    check_run_name(run)
     opened = opened_store(store)
+    if run and not models and recipe is None:
+        return _of_run(opened, run, hardware, store, iteration, overrides)
+    if run or recipe is None or iteration is not None:
+        given = {"run": run, "iteration": iteration, "recipe": recipe, "models": ", ".join(models)}
+        raise RunError(
+            f"cannot evaluate {', '.join(f'{name} {value}' for name, value in given.items() if value) or 'nothing'}; "
+            "expected a run, with or without an iteration, or a recipe and models"
+        )
+    asked = load_recipe(recipe, RECIPES, tuple(overrides))
+    if not models and not all_served(asked):
+        raise RunError(
+            f"recipe {asked.name} and no model to evaluate; expected one or more, such as --model ./folder or --model "
+            "owner/name, or served models alone as backends in evaluation.harness"
+        )
+    check_benchmarks(asked, of_run=bool(models))
+    machine = checked_hardware(hardware)
+    opened.check_writable()
+    recipes = [asked, *(with_policy(asked, policy_source(model)) for model in models)]
+    resolved = [sppo.resolve.resolve(each, opened) for each in recipes]
+    name = f"evaluation-{digest_of([each.model_dump(mode='json') for each in resolved])[:6]}"
+    launch = launcher(machine, name, store)
+    setups = [Setup(run=name, recipe=each, hardware=machine, store=opened, launch=launch) for each in resolved]
+    return Comparison(None, ["the recipe's policy", *models], setups, list(range(1, len(setups))))
+
+
+def all_served(recipe: Recipe) -> bool:
+    """Whether all that the recipe asks of lm-evaluation-harness is asked of served models, which need no policy."""
+    entries = recipe.evaluation.harness
+    return bool(entries) and all(isinstance(entry.backend, Served) for entry in entries)
+
+
+def policy_source(model: str) -> PolicySource:
+    """A model by name: a folder, `owner/name` of the hub with or without @revision, or `train/..` or `policy/..` of the store.
+
+    Raises RunError for what is none of these."""
+    if Path(model).expanduser().is_dir():
+        return FolderModel(kind="folder", path=str(Path(model).expanduser().resolve()))
+    if re.fullmatch(r"(policy|train)/[0-9a-f]{64}", model):
+        return StoredModel(kind="stored", artifact=model)
+    name, _, revision = model.partition("@")
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        return HubModel(kind="hub", model=name, revision=revision or "main")
+    raise RunError(
+        f"model {model!r}: no such folder on this machine, and no name of the hub; expected a folder with config.json and "
+        "safetensors, owner/name or owner/name@revision, or an artifact of the store such as train/ and its 64 digits"
+    )
+
+
+def _of_run(
+    opened: WatchedStore, run: str, hardware: str, store: str, iteration: int | None, overrides: Sequence[str]
+) -> Comparison:
+    check_run_name(run)
     started = read_recipe(opened, run)
     changed = overridden(started, tuple(overrides))
+    check_benchmarks(changed)
     other = [path for path in recipe_differences(started, changed) if not path.startswith("evaluation.")]
     if other:
         raise RunError(f"overriding {', '.join(other)} would change run {run} itself; expected keys under evaluation")
@@ -92,7 +170,8 @@ def prepare_evaluation(
     opened.check_writable()
     machine = checked_hardware(hardware)
     setup = Setup(run=run, recipe=changed, hardware=machine, store=opened, launch=launcher(machine, run, store))
-    return setup, [last] if iteration else list(range(1, last + 1))
+    names = ["base policy", *(f"iteration {number}" for number in range(1, last + 1))]
+    return Comparison(run, names, [setup] * (last + 1), [last] if iteration else list(range(1, last + 1)))
 
 
 def tell_stages() -> None:

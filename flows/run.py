@@ -7,6 +7,7 @@ from flows.parameters import (
     DatedRunName,
     HardwareName,
     LastIteration,
+    NoGate,
     Overrides,
     RecipeName,
     Start,
@@ -33,15 +34,16 @@ def sppo_run(
     iterations: LastIteration = None,
     start: Start = "base",
     overrides: Overrides = (),
+    no_gate: NoGate = False,
 ) -> RunReport:
     """Iterations 1 to `iterations` (the recipe's, if none are named), then the table of all of them.
 
-    Those that a run shares with the one it branched from are done."""
+    Those that a run shares with the one it branched from are done. Raises GateError after one that failed its gates."""
     run = dated(run)
     tag_run(run)
     setup = prepare(recipe, hardware, run, store, iterations, overrides, start)
     remember(setup, hardware, iterations)
     last = iterations or setup.recipe.iterations
     for iteration in range(shared_iterations(setup.store, run) + 1, last + 1):
-        sppo_iteration(THE_RUNS_OWN, hardware, run, iteration, store, iteration < last)
+        sppo_iteration(THE_RUNS_OWN, hardware, run, iteration, store, iteration < last, no_gate=no_gate)
     return report_run(setup)

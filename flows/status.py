@@ -24,6 +24,9 @@ CHUNKED = {
     "sample": "draws {left} of {total} chunks of held-out answers",
     "rank": "ranks {left} of {total} chunks",
     "duel": "judges {left} of {total} chunks of a duel",
+    "alpaca-answer": "answers {left} of {total} chunks of AlpacaEval's instructions",
+    "alpaca-judge": "judges {left} of {total} chunks of AlpacaEval's answers",
+    "score": "scores {left} of {total} chunks of held-out answers",
 }
 VERBS = {
     "policy": "makes the base policy",
@@ -37,6 +40,15 @@ VERBS = {
     "sample": "draws held-out answers",
     "duel": "judges duels",
     "evaluate": "evaluates",
+    "score": "scores held-out answers by earlier policies",
+    "check": "checks what changed",
+    "alpaca-reference": "reads AlpacaEval",
+    "alpaca-prompts": "renders its instructions",
+    "alpaca-answer": "answers them",
+    "alpaca-judge": "judges the answers",
+    "alpaca-eval": "fits the length-controlled win rate",
+    "harness": "runs lm-evaluation-harness",
+    "benchmark": "gathers the scores",
 }
 
 

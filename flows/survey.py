@@ -1,21 +1,29 @@
 """How far a run is: what its index names looked up, and Algorithm 1 walked on from there with a store that never builds."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import sppo.alpaca_eval.judging
+import sppo.alpaca_eval.prompts
+import sppo.alpaca_eval.results
+import sppo.benchmark
+import sppo.check
 import sppo.duel
 import sppo.estimate
 import sppo.evaluate
 import sppo.export
 import sppo.generate
+import sppo.harness
 import sppo.judges
 import sppo.policy
 import sppo.rank
+import sppo.score
 import sppo.split
 import sppo.train
-from sppo.errors import JudgeError, PolicyError, PromptError, SppoError
+from sppo.alpaca_eval.prompts import alpaca_draw, reference_step
+from sppo.errors import EvaluationError, JudgeError, PolicyError, PromptError, SppoError
 from sppo.fingerprint import canonical_json
 from sppo.generate import CHUNK
 from sppo.hardware import Hardware
@@ -164,7 +172,7 @@ def survey(url: str, recipe: Recipe, hardware: Hardware, finished: Sequence[Iter
                 _look(store, recipe, hardware, iteration, walk)
         except _MissingStageError:
             break
-        except (PolicyError, JudgeError, PromptError) as problem:
+        except (EvaluationError, PolicyError, JudgeError, PromptError) as problem:
             states[-1].problem = _first_line(problem)
             break
     return states
@@ -205,7 +213,43 @@ def _look(store: _LookingStore, recipe: Recipe, hardware: Hardware, iteration: i
     answers = sppo.generate.build(store, recipe, hardware, exported, [held_out])[0]
     walk.samples.append(before)
     duels = sppo.duel.build(store, recipe, hardware, judges[1:], held_out.prompts, answers, walk.samples)
-    store.build(sppo.evaluate.step(recipe, iteration, [*walk.samples, answers], duels))
+    samples = [*walk.samples, answers]
+    store.build(sppo.evaluate.step(recipe, iteration, samples, duels))
+    scorers = {0: sppo.export.build(store, recipe, base), iteration - 1: loaded}
+    store.totals["score"] = len(answers.file_names(".parquet"))
+    scores = {
+        number: sppo.score.build(store, recipe, hardware, scorer, held_out.prompts, answers)
+        for number, scorer in scorers.items()
+    }
+    store.build(sppo.check.step(recipe, samples, duels, scores, (responses, ranked)))
+    _look_for_benchmarks(store, recipe, hardware, iteration, base, {**scorers, iteration: exported}, walk)
+
+
+def _look_for_benchmarks(
+    store: _LookingStore,
+    recipe: Recipe,
+    hardware: Hardware,
+    iteration: int,
+    base: Artifact,
+    policies: Mapping[int, Artifact],
+    walk: _Walk,
+) -> None:
+    alpaca: dict[int, Artifact] = {}
+    asked = recipe.evaluation.alpaca_eval
+    if asked is not None:
+        reference = store.build(reference_step(recipe))
+        draw = alpaca_draw(recipe, store.build(sppo.alpaca_eval.prompts.step(recipe, base, reference)))
+        judge = _judge(store, recipe, asked.judge, walk)
+        for number, policy in policies.items():
+            answers = sppo.generate.build(store, recipe, hardware, policy, [draw])[0]
+            store.totals["alpaca-judge"] = len(answers.file_names(".parquet"))
+            judged = sppo.alpaca_eval.judging.build(store, recipe, hardware, judge, draw.prompts, reference, [answers])[0]
+            alpaca[number] = store.build(sppo.alpaca_eval.results.step(recipe, reference, answers, judged))
+    harness = {}
+    if recipe.evaluation.harness:
+        harness = {number: sppo.harness.build(store, recipe, hardware, policy) for number, policy in policies.items()}
+    if alpaca or harness:
+        store.build(sppo.benchmark.step(recipe, iteration, alpaca, harness))
 
 
 def _base(store: _LookingStore, recipe: Recipe) -> Artifact:

@@ -18,7 +18,7 @@ from rich.table import Column
 from rich.text import Text
 
 from flows.preparation import LOGGERS, tell_stages
-from sppo.errors import SppoError
+from sppo.errors import GateError, SppoError
 from sppo.progress import Progress
 from tasks.reporting import ProgressLines, listening
 
@@ -49,7 +49,7 @@ class Screen:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, SppoError):
             self.say_why(str(error))
-            raise SystemExit(2) from None
+            raise SystemExit(exit_status(error)) from None
         if error is not None:
             self._redirect(*self._kept)  # a fault of ours: let Python show where
 
@@ -64,6 +64,11 @@ class Screen:
         sys.stderr.flush()
         os.dup2(output, 1)
         os.dup2(errors, 2)
+
+
+def exit_status(error: SppoError) -> int:
+    """3 for a run that its gates stopped, 2 for everything that went wrong."""
+    return 3 if isinstance(error, GateError) else 2
 
 
 def plain_console(file: IO[str] | None = None, stderr: bool = False) -> Console:

@@ -29,6 +29,14 @@ class EstimateError(SppoError):
     """Judge logits cannot be turned into win probabilities."""
 
 
+class EvaluationError(SppoError):
+    """An evaluation's files or answers cannot be used, or say nothing."""
+
+
+class GateError(SppoError):
+    """An iteration did not pass its gates, so no other follows it."""
+
+
 class TrainError(SppoError):
     """A training run cannot start, continue or be trusted."""
 
@@ -43,6 +51,10 @@ class StoreError(SppoError):
 
 class CorruptArtifactError(StoreError):
     """An object's bytes differ from what its manifest says."""
+
+
+class CardError(SppoError):
+    """A model card cannot be written from what there is, or its repository cannot be used."""
 
 
 class LaunchError(SppoError):

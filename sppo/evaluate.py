@@ -1,10 +1,10 @@
 """Did it get better? Held-out win rates of the newest policy against every one before it, under each judge.
 
-Prompts are the clusters: every interval is a bootstrap over prompts, and both policies answer the same resampled prompts.
+Every interval is a bootstrap over prompts (`sppo.statistics`), and both policies answer the same resampled prompts.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from sppo.estimate import sigmoid
 from sppo.fingerprint import seed_of
 from sppo.recipe import Recipe
 from sppo.stages import stage_identity
+from sppo.statistics import mean_interval
 from sppo.store import Artifact, Outcome, Step, Workspace
 
 Array = npt.NDArray[np.float64]
@@ -31,13 +32,11 @@ WIN_RATES = pa.schema(
 """One row a prompt, judge and earlier policy: what paired comparisons between iterations need."""
 
 
-def prompt_win_rates(duel: pa.Table) -> tuple[list[str], Array, int]:
-    """Chance, prompt by prompt, that an answer of the new policy beats one of the other.
+def prompt_preferences(duel: pa.Table) -> Iterator[tuple[str, Array]]:
+    """P(new_i > other_j) of each prompt, (n, m) in [0, 1]; nan for a pair without a verdict in both orders.
 
-    duel rows: forward (n*m) logits of (new, other), backward (m*n) of (other, new); result: prompt ids, (N,) in [0, 1], and how
-    many pairs had no verdict in one order or both. P(a > b) = sigmoid((L_ab - L_ba) / 2), averaged over the n x m pairs that
-    have one; a prompt without any is left out. Raises EstimateError for an infinite logit, or if no pair has a verdict."""
-    prompt_ids, rates, left_open = [], [], 0
+    duel rows: forward (n*m) logits of (new, other), backward (m*n) of (other, new); P(a > b) = sigmoid((L_ab - L_ba) / 2).
+    Raises EstimateError for an infinite logit."""
     for row in duel.to_pylist():
         first, second = row["first"], row["second"]
         forward = np.asarray(row["forward"], dtype=np.float64).reshape(first, second)  # (n, m)
@@ -46,11 +45,20 @@ def prompt_win_rates(duel: pa.Table) -> tuple[list[str], Array, int]:
             raise EstimateError(
                 f"a judge logit of held-out prompt {row['prompt_id']} is infinite: delete the duel artifact and run again"
             )
-        preferences = sigmoid((forward - backward.T) / 2)  # (n, m)
+        yield row["prompt_id"], sigmoid((forward - backward.T) / 2)
+
+
+def prompt_win_rates(duel: pa.Table) -> tuple[list[str], Array, int]:
+    """Chance, prompt by prompt, that an answer of the new policy beats one of the other: the mean of `prompt_preferences`.
+
+    Result: prompt ids, (N,) in [0, 1], and how many pairs had no verdict in one order or both. A prompt without any is left
+    out. Raises EstimateError if no pair has a verdict."""
+    prompt_ids, rates, left_open = [], [], 0
+    for prompt_id, preferences in prompt_preferences(duel):
         judged = preferences[~np.isnan(preferences)]
         left_open += preferences.size - judged.size
         if judged.size:
-            prompt_ids.append(row["prompt_id"])
+            prompt_ids.append(prompt_id)
             rates.append(float(judged.mean()))
     if not rates:
         raise EstimateError(
@@ -60,24 +68,10 @@ def prompt_win_rates(duel: pa.Table) -> tuple[list[str], Array, int]:
     return prompt_ids, np.array(rates), left_open
 
 
-def bootstrap_interval(values: Array, resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean over resampled prompts.
-
-    values: (N,), one a prompt; result: (low, high) at `level`. Efron and Tibshirani 1993, chapter 13."""
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for start in range(0, resamples, 500):  # 500 resamples of 20,000 prompts are 80 MB of indices
-        stop = min(start + 500, resamples)
-        drawn = generator.integers(len(values), size=(stop - start, len(values)))  # (R, N)
-        means[start:stop] = values[drawn].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def mean_with_interval(values: Array, resamples: int, seed: int) -> dict[str, float | int]:
     """`mean`, 95 % bootstrap `low` and `high`, and `n` prompts."""
-    low, high = bootstrap_interval(values, resamples, seed)
-    return {"mean": float(values.mean()), "low": low, "high": high, "n": len(values)}
+    found = mean_interval(values, resamples, seed)
+    return {"mean": found.value, "low": found.low, "high": found.high, "n": found.n}
 
 
 def lengths(samples: pa.Table) -> dict[str, float]:

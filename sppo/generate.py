@@ -1,14 +1,14 @@
 """y_1..y_K ~ pi_t(.|x): responses to prompts, by worker processes, in chunks that are committed as they finish.
 
 Stage `generate` draws training responses for an iteration's portion, stage `sample` evaluation responses for the held-out
-prompts. Several draws from one policy share one engine load.
+prompts, stage `alpaca-answer` answers to AlpacaEval's instructions. Several draws from one policy share one engine load.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from sppo import engines
 from sppo.configuration import Frozen
@@ -19,6 +19,7 @@ from sppo.launch import HERE, RATE, Group, Launcher, WorkRecord, keep_accounts
 from sppo.policy import context_length, load_tokenizer, stop_token_ids, tokenizer_folder
 from sppo.progress import Progress, Report, silent
 from sppo.recipe import Recipe, Sampling
+from sppo.recipe.alpaca_eval import required
 from sppo.split import held_out, portion
 from sppo.stages import stage_identity
 from sppo.store import Artifact, Identity, Outcome, Store, Workspace
@@ -28,17 +29,17 @@ CHUNK = 32
 """Prompts a chunk: what is lost at most for each process when a machine dies."""
 MODULE = "sppo.workers.generate"
 HELD_OUT = "held out"
-"""In place of the iteration: held-out prompts are drawn with the same seeds from every policy."""
+"""In place of the iteration: prompts that are only evaluated on are drawn with the same seeds from every policy."""
 
 
 @dataclass(frozen=True)
 class Draw:
     """Prompts to be answered by one policy."""
 
-    stage: Literal["generate", "sample"]
+    stage: Literal["generate", "sample", "alpaca-answer"]
     prompts: ArtifactFile
     iteration: int | None
-    """t of training responses; None for held-out prompts."""
+    """t of training responses; None for prompts that are only evaluated on."""
 
 
 class DrawTask(Frozen):
@@ -61,6 +62,8 @@ class DrawTask(Frozen):
     """Of the recipe."""
     label: int | str
     """The iteration, or `held out`."""
+    stripped: bool = False
+    """Whether texts are kept without the white space around them."""
 
 
 class GenerateRun(Frozen):
@@ -93,8 +96,16 @@ def held_out_draw(recipe: Recipe, split: Artifact) -> Draw:
 
 
 def sampling_of(recipe: Recipe, draw: Draw) -> Sampling:
-    """How a draw is sampled."""
-    return recipe.generation if draw.stage == "generate" else recipe.evaluation.sampling
+    """How a draw is sampled. Raises RecipeError for AlpacaEval's instructions and a recipe without it."""
+    match draw.stage:
+        case "generate":
+            return recipe.generation
+        case "sample":
+            return recipe.evaluation.sampling
+        case "alpaca-answer":
+            return required(recipe.evaluation.alpaca_eval).decoding
+        case _:
+            assert_never(draw.stage)
 
 
 def prompt_seed(seed: int, label: int | str, prompt_id: str) -> int:
@@ -218,16 +229,11 @@ def _settings(recipe: Recipe, hardware: Hardware, policy: Artifact, attempts: Se
             f"hardware {hardware.name} gives no generate.kv_cache_mib; expected the engine's cache in MiB, such as 256"
         )
     tokenizer = load_tokenizer(tokenizer_folder(policy, attempts[0].workspace.folder / "tokenizer"))
-    context = context_length(policy)
     for attempt in attempts:
-        longest = max(attempt.lengths)
-        if context is not None and longest + attempt.sampling.max_tokens > context:
-            raise PolicyError(
-                f"a prompt of {longest} tokens (row {attempt.lengths.index(longest) + 1} of {attempt.draw.prompts.name}) and a "
-                f"response of {attempt.sampling.max_tokens} do not fit into the {context} positions of policy {policy.name}; "
-                f"lower prompts.max_prompt_tokens or the max_tokens of stage {attempt.draw.stage}"
-            )
-    answers = max(recipe.generation.max_tokens, recipe.evaluation.sampling.max_tokens)
+        check_room(policy, attempt.draw, attempt.lengths, attempt.sampling.max_tokens)
+    context = context_length(policy)
+    drawn = (attempt.sampling.max_tokens for attempt in attempts)
+    answers = max(recipe.generation.max_tokens, recipe.evaluation.sampling.max_tokens, *drawn)
     longest = max(recipe.prompts.max_prompt_tokens, *(max(attempt.lengths) for attempt in attempts))
     return engines.EngineSettings(
         engine=engine,
@@ -239,6 +245,20 @@ def _settings(recipe: Recipe, hardware: Hardware, policy: Artifact, attempts: Se
         tensor_parallel=hardware.generate.tensor_parallel,
         memory_share=hardware.generate.memory_share,
         kv_cache_mib=hardware.generate.kv_cache_mib,
+    )
+
+
+def check_room(policy: Artifact, draw: Draw, lengths: Sequence[int], max_tokens: int) -> None:
+    """Raises PolicyError if a draw's longest prompt and a response do not fit into the policy's context."""
+    context, longest = context_length(policy), max(lengths)
+    if context is None or longest + max_tokens <= context:
+        return
+    mend = f"prompts.max_prompt_tokens or the max_tokens of stage {draw.stage}"
+    if draw.stage == "alpaca-answer":
+        mend = "evaluation.alpaca_eval.decoding.max_tokens"
+    raise PolicyError(
+        f"a prompt of {longest} tokens (row {lengths.index(longest) + 1} of {draw.prompts.name}) and a response of "
+        f"{max_tokens} do not fit into the {context} positions of policy {policy.name}; lower {mend}"
     )
 
 
@@ -257,6 +277,7 @@ def _task(recipe: Recipe, attempt: _Attempt, chunks: list[int]) -> DrawTask:
         max_tokens=sampling.max_tokens,
         seed=recipe.seed,
         label=HELD_OUT if attempt.draw.iteration is None else attempt.draw.iteration,
+        stripped=attempt.draw.stage == "alpaca-answer",  # as alpaca_eval keeps answers, and counts their characters
     )
 
 

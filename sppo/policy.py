@@ -34,6 +34,7 @@ __all__ = [
     "step",
     "stop_token_ids",
     "tokenizer_folder",
+    "vocabulary_size",
 ]
 
 log = logging.getLogger(__name__)
@@ -272,8 +273,17 @@ def _settings(text: str) -> dict[str, Any]:
 
 def context_length(policy: Artifact) -> int | None:
     """Positions that the model was made for, by its config.json; None where that does not say."""
-    length = _settings(policy.text("config.json")).get("max_position_embeddings")
-    return length if isinstance(length, int) else None
+    return _whole_number(policy, "max_position_embeddings")
+
+
+def vocabulary_size(policy: Artifact) -> int | None:
+    """How many token ids the model knows, from 0 on, by its config.json; None where that does not say."""
+    return _whole_number(policy, "vocab_size")
+
+
+def _whole_number(policy: Artifact, name: str) -> int | None:
+    value = _settings(policy.text("config.json")).get(name)
+    return value if isinstance(value, int) else None
 
 
 def tokenizer_folder(policy: Artifact, target: Path) -> Path:

@@ -6,6 +6,7 @@
 | Response | generate | one of K responses: ids, text, finish reason, log-probs |
 | Comparison | rank | a prompt's (K, K) judge logits, row-major |
 | Duel | duel | a prompt's answers of one policy against another's, in both orders |
+| Score | score | an answer's log-probs under another policy than the one that gave it |
 | Target | estimate | a response's win probability, and whether it is trained on |
 """
 
@@ -73,9 +74,19 @@ class Duel:
     second: int
     """m, answers of the other."""
     forward: list[float]
-    """n * m logits L(new_i, other_j), row-major."""
+    """n * m logits L(new_i, other_j), row-major; none where that order was not asked."""
     backward: list[float]
-    """m * n logits L(other_j, new_i), row-major."""
+    """m * n logits L(other_j, new_i), row-major; none where that order was not asked."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """An answer y_k ~ pi_t(.|x) under another policy, pi_s."""
+
+    prompt_id: str
+    k: int
+    logprobs: list[float]
+    """log pi_s(token) of each id of the answer in nats, before temperature and top-p."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,13 @@ SCHEMAS: dict[type, pa.Schema] = {
             pa.field("second", pa.int32(), False),
             pa.field("forward", pa.list_(pa.float32()), False),
             pa.field("backward", pa.list_(pa.float32()), False),
+        ]
+    ),
+    Score: pa.schema(
+        [
+            pa.field("prompt_id", pa.string(), False),
+            pa.field("k", pa.int32(), False),
+            pa.field("logprobs", pa.list_(pa.float32()), False),
         ]
     ),
     Target: pa.schema(

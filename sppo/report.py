@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sppo.overruling import gates_of
 from sppo.runs import IterationIndex, finished_iterations, read_iteration
 from sppo.split import held_out
 from sppo.stages import STAGES
 from sppo.store import Artifact, Store
 
 SHOWN_PROMPTS = 5
-TOGETHER = {"generate": "engine", "sample": "engine", "duel": "duel"}
+TOGETHER = {"generate": "engine", "sample": "engine", "alpaca-answer": "engine", "duel": "duel"}
 """Stages whose artifacts are made several at a time, by what they share: those of one effort have equal seconds."""
 
 
@@ -48,6 +49,8 @@ class IterationReport:
     """Of them, cut at the limit."""
     seconds: dict[str, float]
     """Wall time by stage, of the attempts that committed; an effort shared by several artifacts counts once, where it ran."""
+    gates: str = ""
+    """`passed`, `failed`, or `overruled` by someone after they had failed; empty for an iteration without."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def assemble(store: Store, run: str) -> RunReport:
     efforts: set[object] = set()
     reports = [json.loads(index.opened(store, "evaluate").text("report.json")) for index in indexes]
     iterations = [
-        _iteration_report(report, _seconds(store, index, efforts)) for index, report in zip(indexes, reports, strict=True)
+        _iteration_report(report, _seconds(store, index, efforts), gates_of(store, index))
+        for index, report in zip(indexes, reports, strict=True)
     ]
     return RunReport(
         run=run,
@@ -91,13 +95,13 @@ def assemble(store: Store, run: str) -> RunReport:
     )
 
 
-def _iteration_report(report: dict[str, Any], seconds: dict[str, float]) -> IterationReport:
+def _iteration_report(report: dict[str, Any], seconds: dict[str, float], gates: str) -> IterationReport:
     judges = tuple(
         JudgeReport(row["judge"], row["independent"], tuple(_win_rate(each["win_rate"]) for each in row["against"]))
         for row in report["judges"]
     )
     newest = report["lengths"][-1]
-    return IterationReport(report["iteration"], judges, newest["mean_tokens"], newest["cut_share"], seconds)
+    return IterationReport(report["iteration"], judges, newest["mean_tokens"], newest["cut_share"], seconds, gates)
 
 
 def _win_rate(values: dict[str, Any]) -> WinRate:
@@ -148,18 +152,20 @@ def table_head(report: RunReport) -> list[str]:
     """Column names of the table of iterations; independent judges have a column each."""
     main, *others = report.iterations[-1].judges
     independent = [f"{judge.judge}, against base" for judge in others]
-    return ["iteration", f"{main.judge}, against base", "against previous", *independent, "mean tokens"]
+    gates = ["gates"] * any(each.gates for each in report.iterations)
+    return ["iteration", f"{main.judge}, against base", "against previous", *independent, "mean tokens", *gates]
 
 
 def table_rows(report: RunReport) -> list[list[str]]:
     """One row a policy, the base policy first; win rates with their 95 % intervals."""
     others = len(report.iterations[-1].judges) - 1
-    rows = [["0 (base)", "", "", *[""] * others, f"{report.base_mean_tokens:.1f}"]]
+    gated = any(each.gates for each in report.iterations)
+    rows = [["0 (base)", "", "", *[""] * others, f"{report.base_mean_tokens:.1f}", *[""] * gated]]
     for each in report.iterations:
         main, *independent = each.judges
         rates = [_with_interval(main.against[0]), f"{main.against[-1].mean:.3f}"]
         rates += [_with_interval(judge.against[0]) for judge in independent]
-        rows.append([str(each.iteration), *rates, f"{each.mean_tokens:.1f}"])
+        rows.append([str(each.iteration), *rates, f"{each.mean_tokens:.1f}", *[each.gates] * gated])
     return rows
 
 

@@ -41,14 +41,17 @@ def resolve(recipe: Recipe, store: Store) -> Recipe:
     stored policy is not in the store or does not suit the recipe."""
     generation = recipe.generation.model_copy(update={"engine": engine(recipe.generation.engine)})
     policy = recipe.policy.model_copy(update={"source": _policy(recipe.policy, store)})
-    judges = tuple(_judge(judge) for judge in recipe.evaluation.judges)
+    evaluation: dict[str, object] = {"judges": tuple(_judge(judge) for judge in recipe.evaluation.judges)}
+    if recipe.evaluation.alpaca_eval is not None:
+        judge = _judge(recipe.evaluation.alpaca_eval.judge)
+        evaluation["alpaca_eval"] = recipe.evaluation.alpaca_eval.model_copy(update={"judge": judge})
     return recipe.model_copy(
         update={
             "generation": generation,
             "policy": policy,
             "prompts": recipe.prompts.model_copy(update={"source": _prompts(recipe.prompts.source)}),
             "judge": _judge(recipe.judge),
-            "evaluation": recipe.evaluation.model_copy(update={"judges": judges}),
+            "evaluation": recipe.evaluation.model_copy(update=evaluation),
         }
     )
 
@@ -120,8 +123,8 @@ def pin(kind: Kind, name: str, revision: str) -> str:
     Raises RecipeError if neither knows."""
     if COMMIT.match(revision):
         return revision
-    import httpx
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its own client, httpx or httpx2
 
     try:
         api = HfApi()
@@ -129,7 +132,7 @@ def pin(kind: Kind, name: str, revision: str) -> str:
         if found.sha:
             return str(found.sha)
         problem: Exception = ValueError("the hub named no commit")
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         problem = error
     cached = _cached(kind, name, revision)
     if cached:
@@ -142,11 +145,11 @@ def pin(kind: Kind, name: str, revision: str) -> str:
 
 
 def _cached(kind: Kind, name: str, revision: str) -> str | None:
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return None
     for repository in repositories:

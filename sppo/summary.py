@@ -10,6 +10,10 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from sppo import chart, preferences
+from sppo.check import read_verdict
+from sppo.check_tables import GATE_HEAD, check_head, check_rows, gate_rows
+from sppo.checks import FILE as CHECKS
+from sppo.checks import CheckReport
 from sppo.launch import WorkRecord
 from sppo.markdown import escaped, image, table
 from sppo.report import RunReport, assemble, seconds_head, seconds_rows, table_head, table_rows
@@ -37,6 +41,7 @@ def artifact_markdown(artifact: Artifact, store_url: str, work: Sequence[WorkRec
     parts = [
         f"### {artifact.name}\n",
         *([] if drawn is None else [image(drawn, f"chart of {artifact.name}")]),
+        *([check_tables(artifact)] if manifest.stage == "check" else []),
         table(["", ""], [[_said(name), escaped(value, 200)] for name, value in rows]),
         f"In the store, below {escaped(f'{store_url}/{artifact.reference}', 1000)}:\n",
         table(["file", "bytes", "key"], _file_rows(artifact, manifest.files) + _file_rows(artifact, manifest.logs, "log ")),
@@ -152,6 +157,7 @@ def iteration_markdown(store: Store, index: IterationIndex, links: Mapping[str, 
         "over prompts, 0.5 is a tie.\n",
         table([escaped(name, 80) for name in table_head(report)], table_rows(report)),
         image(_win_rates(index.opened(store, "evaluate")), f"win rates of iteration {index.iteration}"),
+        *([check_tables(index.opened(store, "check"))] if "check" in index.artifacts else []),
         "## Held-out prompts, and answers of one draw\n",
         _answer_table(report),
         "## Seconds by stage\n",
@@ -164,6 +170,19 @@ def iteration_markdown(store: Store, index: IterationIndex, links: Mapping[str, 
         f"In the store at {escaped(store.url, 1000)}\n",
     ]
     return "\n".join(parts)
+
+
+def check_tables(checked: Artifact) -> str:
+    """What the gates said, and the numbers that they and people look at."""
+    report = CheckReport.model_validate_json(checked.text(CHECKS))
+    verdict = read_verdict(checked)
+    gated = "" if verdict is None else "## Gates\n\n" + table(GATE_HEAD, _escaped(gate_rows(verdict))) + "\n"
+    rows = [[escaped(words, LETTERS), *numbers] for words, *numbers in check_rows(report)]
+    return gated + "## Checks\n\n" + table(check_head(report), rows)
+
+
+def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[escaped(cell, LETTERS) for cell in row] for row in rows]
 
 
 def _until(report: RunReport, iteration: int) -> RunReport:

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 TAG = "sppo"
-HEAVY = ("generate", "rank", "train", "sample", "duel")
+HEAVY = ("generate", "rank", "train", "sample", "duel", "score", "harness", "alpaca-answer", "alpaca-judge")
 EVERY_S = 10.0
 """Between two updates of a progress artifact."""
 ANSWER_S = 10.0

@@ -1,11 +1,15 @@
 """Fixtures: stores, and small random policies of real architectures with a chat template of their own."""
 
 import atexit
+import json
+import math
 import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import hypothesis
@@ -21,8 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # infra/ is no package of the installation
 
 from infra.local_s3 import LocalS3, local_s3, missing_programs
+from sppo.alpaca_eval.prompts import PROMPTS_FILE, instruction_id, reference_step
+from sppo.fingerprint import file_sha256
 from sppo.hardware import Hardware, load_hardware
-from sppo.recipe import Recipe, load_recipe
+from sppo.recipe import AlpacaEval, Judge, Recipe, load_recipe
+from sppo.recipe.alpaca_eval import Decoding, EvaluationSetFile
 from sppo.records import Prompt, Response, to_table
 from sppo.store import Artifact, ArtifactFile, Identity, Outcome, Step, Store, Workspace
 
@@ -90,6 +97,41 @@ def ceph_url(ceph_server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     bucket = f"bucket-{abs(hash(tmp_path))}"
     boto3.Session().client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/runs"
+
+
+class LengthJudge(BaseHTTPRequestHandler):
+    """A served judge that prefers the longer answer and reads nothing of it: half as long again is a logit of 2.3."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        _, first, second = question.split("|")
+        logit = 4 * math.log2((len(first) + 1) / (len(second) + 1))
+        top = [
+            {"token": "m", "logprob": -math.log1p(math.exp(-logit))},
+            {"token": "M", "logprob": -math.log1p(math.exp(logit))},
+        ]
+        said = {"message": {"content": "m"}, "logprobs": {"content": [{"top_logprobs": top}]}}
+        content = json.dumps({"choices": [said], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+
+@pytest.fixture
+def length_judge() -> Iterator[str]:
+    """The URL of such a server. It is asked with the template `{prompt}|{first}|{second}`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), LengthJudge)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -244,5 +286,51 @@ def make_answers(store: Store) -> Callable[..., Artifact]:
             return Outcome("responses")
 
         return store.build(Step(Identity(stage, 1, {"chunks": list(chunks)}, {}), run))
+
+    return make
+
+
+@pytest.fixture
+def make_alpaca(store: Store, tiny: Recipe, tmp_path: Path) -> Callable[..., tuple[Recipe, Artifact, Artifact, Artifact]]:
+    """A recipe with AlpacaEval on a set of one's own, given as (reference's answer, policy's answer) by instruction; and the
+    artifacts `alpaca-reference`, `alpaca-prompts` and `alpaca-answer` as if they had been drawn, `chunk` answers a file."""
+
+    def make(
+        rows: dict[str, tuple[str, str]], judge: Judge, chunk: int = 32, **values: object
+    ) -> tuple[Recipe, Artifact, Artifact, Artifact]:
+        path = tmp_path / "evaluation_set.json"
+        questions = [
+            {"dataset": "own", "instruction": instruction, "output": reference, "generator": "the-reference"}
+            for instruction, (reference, _) in rows.items()
+        ]
+        path.write_text(json.dumps(questions, ensure_ascii=False), encoding="utf-8")
+        asked = AlpacaEval(
+            judge=judge,
+            decoding=Decoding(temperature=0.7, top_p=0.9, max_tokens=8),
+            evaluation_set=EvaluationSetFile(source=str(path), sha256=file_sha256(path)),
+            gamed_baselines=None,
+            **values,  # type: ignore[arg-type]
+        )
+        evaluation = tiny.evaluation.model_copy(update={"alpaca_eval": asked, "resamples": 200})
+        recipe = tiny.model_copy(update={"evaluation": evaluation})
+
+        def add_prompts(workspace: Workspace) -> Outcome:
+            turns = [Prompt(instruction_id(text), [{"role": "user", "content": text}], [1]) for text in rows]
+            workspace.add_table(to_table(Prompt, turns), PROMPTS_FILE)
+            return Outcome("prompts")
+
+        def add_answers(workspace: Workspace) -> Outcome:
+            drawn = [
+                Response(instruction_id(text), 0, [1], answer, "stop", [0.0], 0) for text, (_, answer) in rows.items() if answer
+            ]
+            for number, start in enumerate(range(0, len(drawn), chunk)):
+                workspace.add_table(to_table(Response, drawn[start : start + chunk]), f"chunk-{number:05d}.parquet")
+            return Outcome("answers")
+
+        told = {text: list(answers) for text, answers in rows.items()}
+        reference = store.build(reference_step(recipe))
+        prompts = store.build(Step(Identity("alpaca-prompts", 1, {"rows": list(rows)}, {}), add_prompts))
+        answers = store.build(Step(Identity("alpaca-answer", 1, {"rows": told}, {"policy": "a" * 64}), add_answers))
+        return recipe, reference, prompts, answers
 
     return make

@@ -9,5 +9,6 @@ StoreUrl = Annotated[
 ]
 HardwareName = Annotated[str, typer.Option("--hardware", help="Name of a hardware file, or its path.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another value in the recipe.")]
+NoGate = Annotated[bool, typer.Option("--no-gate", help="Go on after an iteration that failed its gates.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or the path of a YAML file.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run.")]

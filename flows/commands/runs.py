@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import HardwareName, Overrides, RecipeName, RunName, StoreUrl
+from flows.commands.options import HardwareName, NoGate, Overrides, RecipeName, RunName, StoreUrl
 
 PANEL = "Run"
 
@@ -39,13 +39,14 @@ def start_run(
     hardware: HardwareName = "cpu",
     run: Annotated[str | None, typer.Option(help="Name of the run; the recipe's, if none is given.")] = None,
     start: Annotated[StartFrom, typer.Option(help="The recipe's policy, or the last one published.")] = StartFrom.BASE,
+    no_gate: NoGate = False,
     overrides: Overrides = None,
 ) -> None:
     """Run SPPO iterations here and now, and show whether the policy got better. What is done already is not done again."""
     from flows.local_run import run_here
 
     name = run or default_run_name(recipe, overrides or [])
-    run_here(recipe, hardware, name, store, iterations, overrides or [], start.value)
+    run_here(recipe, hardware, name, store, iterations, overrides or [], start.value, no_gate)
 
 
 def resume(
@@ -54,6 +55,7 @@ def resume(
     hardware: Annotated[str | None, typer.Option(help="Instead of that of the last start.")] = None,
     iterations: Annotated[int | None, typer.Option(help="How many, instead of those of the last start.")] = None,
     on_server: Annotated[bool, typer.Option("--on-server", help="Let the deployment's workers do it.")] = False,
+    no_gate: NoGate = False,
 ) -> None:
     """Go on with a run, with the recipe it was started with: here, or where its last flow run came from."""
     if on_server:
@@ -64,7 +66,7 @@ def resume(
         return
     from flows.local_run import resume_here
 
-    resume_here(run, store, hardware, iterations)
+    resume_here(run, store, hardware, iterations, no_gate)
 
 
 def branch_run(
@@ -98,16 +100,20 @@ def branch_run(
 
 
 def evaluate(
-    run: RunName,
     store: StoreUrl,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name of a run, if it is a run's policies.")] = None,
     iteration: Annotated[int | None, typer.Option(help="Which one; all finished ones, if none is given.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Of --model: its prompts, judges and sampling.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", metavar="FOLDER|OWNER/NAME", help="In place of a run; once or several times.")
+    ] = None,
     hardware: HardwareName = "cpu",
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate what a run has trained, again or with other values under `evaluation`."""
+    """Evaluate what a run has trained, again or with other values under `evaluation`; or any models, without a run."""
     from flows.local_run import evaluate_here
 
-    evaluate_here(run, hardware, store, iteration, overrides or [])
+    evaluate_here(hardware, store, run, iteration, recipe, models or [], overrides or [])
 
 
 def publish_policy(

@@ -1,8 +1,9 @@
 """Contests: answers compared chunk by chunk in worker processes, each chunk committed as a part when it is judged.
 
-A contest makes one artifact: `rank` compares a prompt's responses with each other, `duel` one policy's with another's. Its
-chunks follow the chunk files of the responses (rank's chunk-00007 judges generate's chunk-00007). A worker loads the judge
-once, for all chunks of all contests that it is given; what it committed is kept if it dies.
+A contest makes one artifact: `rank` compares a prompt's responses with each other, `duel` one policy's with another's,
+`alpaca-judge` a policy's with those of AlpacaEval's reference model. Its chunks follow the chunk files of the responses (rank's
+chunk-00007 judges generate's chunk-00007). A worker loads the judge once, for all chunks of all contests that it is given; what
+it committed is kept if it dies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from sppo.errors import JudgeError
 from sppo.hardware import Hardware
 from sppo.launch import HERE, Group, Launcher, keep_accounts
 from sppo.recipe import EndpointJudge, EnsembleJudge, Judge
+from sppo.recipe.alpaca_eval import Order
 from sppo.store import Artifact, Workspace
 from sppo.store.artifact import ArtifactFile
 from sppo.store.manifest import PartRecord
@@ -34,18 +36,21 @@ class Contest:
     """The other policy's answers, for a duel."""
     pairs: Mapping[str, int]
     """Pairs in each chunk file, by name."""
+    order: Order = "both"
+    """In which a duel's pairs are shown."""
 
 
 class Chunks(Frozen):
     """A worker's share of one contest."""
 
-    stage: Literal["rank", "duel"]
+    stage: str
     fingerprint: str
     responses: str
     """Artifact reference, `stage/fingerprint`."""
     against: str | None
     names: tuple[str, ...]
     """Chunk files of the responses."""
+    order: Order = "both"
 
 
 class RankRun(Frozen):
@@ -196,11 +201,12 @@ def _run(
 
 def _chunks(contest: Contest, names: Sequence[str]) -> Chunks:
     return Chunks(
-        stage="rank" if contest.against is None else "duel",
+        stage=contest.workspace.stage,
         fingerprint=contest.workspace.fingerprint,
         responses=contest.responses.reference,
         against=None if contest.against is None else contest.against.reference,
         names=tuple(names),
+        order=contest.order,
     )
 
 

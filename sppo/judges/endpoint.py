@@ -19,7 +19,7 @@ from sppo.errors import JudgeError
 from sppo.fingerprint import seed_of
 from sppo.judges import Judge, Logits, Match, Question, Rulings, prompt_text, questions, spread
 from sppo.judges.exchange import Body, Exchange, Unanswered, UnreadableError
-from sppo.judges.template import filled
+from sppo.judges.template import filled, turns_of
 from sppo.progress import Progress, Report
 from sppo.recipe import EndpointJudge
 
@@ -42,6 +42,7 @@ class ServedJudge(Judge):
 
     def __init__(self, judge: EndpointJudge) -> None:
         self.settings = judge
+        self._turns = turns_of(judge.template)
         self._key = _key(judge)
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request
 
@@ -93,25 +94,26 @@ class ServedJudge(Judge):
     async def _ask(self, exchange: Exchange, match: Match, question: Question) -> float | Unanswered:
         settings = self.settings
         first, second = (text[: settings.max_answer_characters] for text in question)
-        text = filled(settings.template, prompt_text(match.messages), first, second)
+        prompt = prompt_text(match.messages)
+        texts = [filled(template, prompt, first, second) for _, template in self._turns]
         if settings.reading == "logprobs":
-            return await exchange.ask(lambda _: self._body(text), self._read_logprobs)
+            return await exchange.ask(lambda _: self._body(texts), self._read_logprobs)
         votes: list[int | None] = []
         while len(votes) < settings.votes:  # a server that draws once whatever it is asked for is asked again
             drawn, wanted = len(votes), settings.votes - len(votes)
-            found = await exchange.ask(lambda attempt: self._body(text, wanted, drawn, attempt), self._read_votes)  # noqa: B023
+            found = await exchange.ask(lambda attempt: self._body(texts, wanted, drawn, attempt), self._read_votes)  # noqa: B023
             if isinstance(found, Unanswered):
                 return found
             votes += found[:wanted]
         return math.log((votes.count(0) + 0.5) / (votes.count(1) + 0.5))
 
-    def _body(self, text: str, draws: int = 0, *draw: int) -> Body:
+    def _body(self, texts: Sequence[str], draws: int = 0, *draw: int) -> Body:
         settings = self.settings
         body: dict[str, object] = {
             "model": settings.model,
-            "messages": [{"role": "user", "content": text}],
+            "messages": [{"role": role, "content": text} for (role, _), text in zip(self._turns, texts, strict=True)],
             # from the question: the same question asked again, on any machine, is the same request
-            "seed": seed_of("endpoint", settings.model, text, *draw) % 2**31,
+            "seed": seed_of("endpoint", settings.model, *texts, *draw) % 2**31,
         }
         if settings.constrain == "structured_outputs":
             body["structured_outputs"] = {"choice": list(settings.answers)}

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from sppo.estimate import sigmoid
 from sppo.game import exploitability, maximal_lotteries
@@ -36,17 +37,29 @@ def transitivity(groups: Sequence[Verdicts]) -> Transitivity | None:
     )
 
 
-def _cycles(group: Verdicts) -> tuple[int, int, int, int]:
-    """Triples, cyclic ones, prompts without a response that beats all others, and without one that loses to none."""
-    signs = np.where(group.same, 0, np.sign(group.margins)).astype(np.int8)  # (N, K, K)
-    triples = cyclic = 0
+def cycles(group: Verdicts) -> tuple[Array, Array]:
+    """(N,) each: triples of a prompt's responses without a tie among them, and those of them that go round in a circle."""
+    signs = _signs(group)  # (N, K, K)
+    triples, cyclic = np.zeros(len(signs)), np.zeros(len(signs))  # (N,)
     for i, j, k in itertools.combinations(range(signs.shape[1]), 3):
         one, two, three = signs[:, i, j], signs[:, j, k], signs[:, k, i]  # (N,)
-        triples += int((one * two * three != 0).sum())
-        cyclic += int(((one == two) & (two == three) & (one != 0)).sum())
+        triples += one * two * three != 0
+        cyclic += (one == two) & (two == three) & (one != 0)
+    return triples, cyclic
+
+
+def _cycles(group: Verdicts) -> tuple[int, int, int, int]:
+    """Triples, cyclic ones, prompts without a response that beats all others, and without one that loses to none."""
+    signs = _signs(group)  # (N, K, K)
+    triples, cyclic = cycles(group)
     not_winners = np.asarray(((signs <= 0) & ~group.same).any(axis=2))  # (N, K)
     beaten = np.asarray((signs < 0).any(axis=2))  # (N, K)
-    return triples, cyclic, int(not_winners.all(axis=1).sum()), int(beaten.all(axis=1).sum())
+    return int(triples.sum()), int(cyclic.sum()), int(not_winners.all(axis=1).sum()), int(beaten.all(axis=1).sum())
+
+
+def _signs(group: Verdicts) -> npt.NDArray[np.int8]:
+    """(N, K, K) 1 where the first of two different texts is preferred, -1 where the second is, else 0."""
+    return np.where(group.same, 0, np.sign(group.margins)).astype(np.int8)
 
 
 def game(groups: Sequence[Verdicts]) -> Game | None:

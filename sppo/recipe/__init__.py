@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 
 from sppo.configuration import NAME, Frozen, named_file, parse_yaml, validate
 from sppo.errors import RecipeError
+from sppo.recipe.alpaca_eval import AlpacaEval
+from sppo.recipe.evaluation import Checks, Evaluation, Gates
+from sppo.recipe.harness import Harness, Served
 from sppo.recipe.judges import (
     Endpoint,
     EndpointJudge,
@@ -35,19 +38,24 @@ from sppo.recipe.models import (
     StoredModel,
     WorldModel,
 )
+from sppo.recipe.sampling import Generation, Sampling
 from sppo.recipe.training import PAIR_LOSSES, Adapter, LoraAdapter, NoAdapter, QloraAdapter, Training
 
 __all__ = [
     "PAIR_LOSSES",
     "Adapter",
+    "AlpacaEval",
+    "Checks",
     "Endpoint",
     "EndpointJudge",
     "EnsembleJudge",
     "Estimator",
     "Evaluation",
     "FolderModel",
+    "Gates",
     "GeneralPreferenceJudge",
     "Generation",
+    "Harness",
     "HubId",
     "HubModel",
     "Judge",
@@ -68,6 +76,7 @@ __all__ = [
     "RewardModelJudge",
     "Sampling",
     "Selection",
+    "Served",
     "SingleJudge",
     "SnorkelPrompts",
     "StoredModel",
@@ -150,30 +159,6 @@ class Prompts(Frozen):
     """An empty, over-long or unreadable row is an error, or dropped and counted with its reason."""
 
 
-class Sampling(Frozen):
-    """y_1..y_K ~ pi_t(.|x)."""
-
-    responses: Positive
-    """K for training, n for evaluation."""
-    temperature: Annotated[float, Field(gt=0)]
-    top_p: Share
-    max_tokens: Positive
-    """New tokens; a response that reaches it is marked `length`."""
-
-
-class Generation(Sampling):
-    """How training responses are drawn, and with which engine."""
-
-    engine: Literal["auto", "vllm", "transformers"]
-    """Two engines draw different samples, so the engine is part of the recipe. `auto` is decided once, when the run starts."""
-
-    @model_validator(mode="after")
-    def _can_be_compared(self) -> "Generation":
-        if self.responses < 2:
-            raise ValueError("K = 1 leaves nothing to compare; expected at least 2 responses")
-        return self
-
-
 class Estimator(Frozen):
     """P(y > pi_t | x) from the judge's logits."""
 
@@ -209,24 +194,6 @@ class Selection(Frozen):
     near_identical: Share = 0.95
     """Similarity of word bigrams from which two responses say the same: of those only the one furthest from P = 1/2 is
     trained on. 1 is equal texts only."""
-
-
-class Evaluation(Frozen):
-    """Held-out win rates."""
-
-    sampling: Sampling
-    judges: tuple[Judge, ...]
-    """The first is reported as the judge, the others as independent ones."""
-    max_prompts: Positive
-    """Test prompts used, the first ones in the order of their ids."""
-    resamples: Positive
-    """Bootstrap resamples over prompts."""
-
-    @model_validator(mode="after")
-    def _has_a_judge(self) -> "Evaluation":
-        if not self.judges:
-            raise ValueError("judges is empty; expected at least one judge to measure win rates with")
-        return self
 
 
 class Recipe(Frozen):

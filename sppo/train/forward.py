@@ -7,7 +7,7 @@ the module made here, so that under ZeRO-3 every weight, the head's too, is gath
 from typing import TYPE_CHECKING, Any
 
 from sppo.errors import TrainError
-from sppo.train.head import Objective, Projection, log_probs, loss_and_log_probs
+from sppo.train.head import Objective, Projection, log_probs, loss_and_log_probs, token_log_probs
 from sppo.train.packing import PackedBatch
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ RESCALED = ("logits_scaling", "logit_scale", "lm_head_multiplier", "logits_soft_
 def packed_policy(policy: Any, tile_rows: int | None = None, device: str | None = None) -> "torch.nn.Module":
     """A module around a transformers model that was loaded with our attention; `policy` is its attribute of that name.
 
-    Called with a PackedBatch: log-probs (B,). Called with a PackedBatch and an objective: the loss () and log-probs (B,).
+    Called with a PackedBatch: log-probs (B,). Called with a PackedBatch and an objective: the loss () and log-probs (B,). Its
+    `token_log_probs` has those of the tokens, (T,) of each response; not for an engine, which gathers weights for calls alone.
     tile_rows: rows of the head's tiles, by their memory if left out. device: where it computes; weights may rest elsewhere.
     Raises TrainError for a head that is not one plain matrix, with or without a soft-cap."""
     import torch
@@ -35,10 +36,13 @@ def packed_policy(policy: Any, tile_rows: int | None = None, device: str | None 
             self.softcap = softcap
 
         def forward(self, hidden: torch.Tensor, packing: PackedBatch, objective: Objective | None) -> Any:
-            projection = Projection(self.weight, self.bias, self.softcap, tile_rows)
             if objective is None:
-                return log_probs(projection, hidden, packing)
-            return loss_and_log_probs(projection, hidden, packing, objective)
+                return log_probs(self.projection, hidden, packing)
+            return loss_and_log_probs(self.projection, hidden, packing, objective)
+
+        @property
+        def projection(self) -> Projection:
+            return Projection(self.weight, self.bias, self.softcap, tile_rows)
 
     class PackedPolicy(torch.nn.Module):
         """The policy, and its head at work on responses alone."""
@@ -49,6 +53,13 @@ def packed_policy(policy: Any, tile_rows: int | None = None, device: str | None 
             self.response_head = ResponseHead(*_head_of(policy))
 
         def forward(self, packing: PackedBatch, objective: Objective | None = None) -> Any:
+            return self.response_head(self.states(packing), packing, objective)
+
+        def token_log_probs(self, packing: PackedBatch) -> list[torch.Tensor]:
+            return token_log_probs(self.response_head.projection, self.states(packing), packing)
+
+        def states(self, packing: PackedBatch) -> torch.Tensor:
+            """(N, H) after the last norm."""
             here = device or self.response_head.weight.device
             states = self.policy.base_model(
                 input_ids=torch.from_numpy(packing.token_ids).to(here).unsqueeze(0),
@@ -56,7 +67,8 @@ def packed_policy(policy: Any, tile_rows: int | None = None, device: str | None 
                 use_cache=False,
                 packing=packing,
             )
-            return self.response_head(states.last_hidden_state[0], packing, objective)
+            hidden: torch.Tensor = states.last_hidden_state[0]
+            return hidden
 
     return PackedPolicy()
 

@@ -99,6 +99,11 @@ class Rows:
         self.labels = torch.from_numpy(packing.labels).to(hidden.device).unsqueeze(1)  # (R, 1)
         self.lengths = packing.lengths
 
+    @property
+    def whole(self) -> Unit:
+        """All of them."""
+        return Unit(slice(0, len(self.lengths)), slice(0, len(self.labels)))
+
     def __getitem__(self, rows: slice) -> "torch.Tensor":
         return self.hidden[self.predictors[rows]]  # (r, H)
 
@@ -111,12 +116,23 @@ class Rows:
 
 def log_probs(projection: Projection, hidden: "torch.Tensor", packing: PackedBatch) -> "torch.Tensor":
     """(B,) log pi(y|x) in nats, fp64. hidden: (N, H), the policy's states after its last norm."""
+    rows = Rows(hidden, packing)
+    return rows.sums(_of_tokens(projection, rows), rows.whole)
+
+
+def token_log_probs(projection: Projection, hidden: "torch.Tensor", packing: PackedBatch) -> "list[torch.Tensor]":
+    """log pi(y_i | x, y_<i) of each token in nats, fp32: (T,) of each of the B responses."""
     import torch
 
-    rows = Rows(hidden, packing)
-    whole = Unit(slice(0, len(packing.lengths)), slice(0, len(packing.labels)))
-    tiles = [_score(projection, projection(rows[tile]), rows.labels[tile])[0] for tile in whole.tiles(projection.rows)]
-    return rows.sums(torch.cat(tiles), whole)
+    return list(torch.split(_of_tokens(projection, Rows(hidden, packing)), list(packing.lengths)))
+
+
+def _of_tokens(projection: Projection, rows: Rows) -> "torch.Tensor":
+    """(R,) fp32."""
+    import torch
+
+    tiles = rows.whole.tiles(projection.rows)
+    return torch.cat([_score(projection, projection(rows[tile]), rows.labels[tile])[0] for tile in tiles])
 
 
 @dataclass

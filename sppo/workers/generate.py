@@ -96,6 +96,8 @@ class ChunkWriter:
         texts = self.tokenizer.batch_decode(
             [sample.token_ids for sample in samples], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        if self.run.draws[draw].stripped:
+            texts = [text.strip() for text in texts]
         rows = []
         for k, (sample, text) in enumerate(zip(samples, texts, strict=True)):
             if len(sample.logprobs) != len(sample.token_ids) or not all(math.isfinite(value) for value in sample.logprobs):

@@ -2,22 +2,26 @@
 
 import math
 from dataclasses import replace
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sppo.alpaca_eval.judging import model_first
 from sppo.judges import Judge, Logits, Match, Rulings, check_finite, load, tally
 from sppo.judges.contest import Chunks, RankRun, all_answers, answers_in, is_whole, newest_part, part_name
 from sppo.launch import Place, run_work
 from sppo.progress import Progress, ProgressFile, Report
+from sppo.recipe.alpaca_eval import Order
 from sppo.records import Comparison, Duel, to_table
 from sppo.store import Artifact, Store, Workspace
 from sppo.store.manifest import PartRecord
 from sppo.store.store import write_parquet
 
 Messages = dict[str, list[dict[str, str]]]
+Pair = tuple[int, int]
 SPENT = ("requests", "retried", "input_tokens", "output_tokens")
 """Counts that add up over the attempts at a chunk."""
 
@@ -93,10 +97,21 @@ def _matches(chunks: Chunks, responses: Artifact, name: str, others: dict[str, l
         else:
             rivals = range(count, count + len(others[prompt_id]))
             forward = [(i, j) for i in range(count) for j in rivals]
-            pairs = forward + [(j, i) for j in rivals for i in range(count)]
+            backward = [(j, i) for j in rivals for i in range(count)]
+            pairs = _in_order(chunks.order, messages[prompt_id], forward, backward)
             texts = texts + others[prompt_id]
         matches.append(Match(prompt_id, messages[prompt_id], texts, pairs))
     return matches
+
+
+def _in_order(order: Order, messages: list[dict[str, str]], forward: list[Pair], backward: list[Pair]) -> list[Pair]:
+    match order:
+        case "both":
+            return forward + backward
+        case "alpaca_eval":
+            return forward if model_first(messages[-1]["content"]) else backward
+        case _:
+            assert_never(order)
 
 
 def _read(workspace: Workspace, record: PartRecord) -> Rulings:
@@ -160,9 +175,9 @@ def _square(match: Match, found: Logits, count: int) -> Logits:
 
 
 def _duel(match: Match, found: Logits, rivals: int) -> Duel:
-    half = len(found) // 2
     own = len(match.responses) - rivals
-    return Duel(match.prompt_id, own, rivals, found[:half].tolist(), found[half:].tolist())
+    forward = sum(first < own for first, _ in match.pairs)
+    return Duel(match.prompt_id, own, rivals, found[:forward].tolist(), found[forward:].tolist())
 
 
 if __name__ == "__main__":

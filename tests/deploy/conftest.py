@@ -64,6 +64,7 @@ def recipe_overrides(policy: Path, judge: Path) -> tuple[str, ...]:
         f"evaluation.judges=[{kind}, {{kind: world-rule}}]",
         "evaluation.max_prompts=8",
         "evaluation.resamples=100",
+        "evaluation.gates=null",  # a random policy gains nothing
     )
 
 

@@ -13,7 +13,7 @@ from sppo.hardware import load_hardware
 ROOT = Path(__file__).resolve().parents[2]
 FILE = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS: list[dict[str, Any]] = FILE["deployments"]
-STAGES = ["generate", "sample", "rank", "duel", "train"]
+STAGES = ["generate", "sample", "rank", "duel", "score", "harness", "train", "alpaca-answer", "alpaca-judge"]
 ORCHESTRATING = [deployment for deployment in DEPLOYMENTS if deployment["name"] not in STAGES]
 
 
@@ -33,7 +33,7 @@ def ids(deployment: dict[str, Any]) -> str:
 def test_the_deployments_are_iterations_runs_the_evaluation_and_the_heavy_stages() -> None:
     names = [f"{flow_of(deployment).name}/{deployment['name']}" for deployment in DEPLOYMENTS]
     iterations = ["sppo-iteration/iter1", "sppo-iteration/iter2", "sppo-iteration/iter3"]
-    runs = ["sppo-run/full", "sppo-run/nightly", "sppo-evaluation/default"]
+    runs = ["sppo-run/full", "sppo-run/nightly", "sppo-evaluation/default", "sppo-evaluation/models"]
     assert names == [*iterations, *runs, *(f"sppo-stage/{stage}" for stage in STAGES)]
 
 

@@ -78,6 +78,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, random_policy: Callable[[str
         f"evaluation.judges=[{judge}, {{kind: world-rule}}]",
         "evaluation.max_prompts=4",
         "evaluation.resamples=100",
+        "evaluation.gates=null",  # a random policy gains nothing
     )
     return {
         "recipe": "tiny",

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from flows.evaluation import sppo_evaluation
 from flows.iteration import sppo_iteration
 from flows.status import show_status
 from flows.survey import survey
-from sppo.errors import RunError
+from sppo.errors import GateError, RunError
 from sppo.hardware import load_hardware
+from sppo.overruling import find_overruling
 from sppo.runs import IterationIndex, read_iteration, read_recipe
 from sppo.store import Store
 from sppo.verify import verify_run
@@ -42,7 +44,7 @@ def manifests(store: Store) -> dict[str, bytes]:
 
 
 def test_an_iteration_makes_every_stage_and_names_it_in_the_index(first: IterationIndex, store: Store) -> None:
-    stages = ["policy", "judge", "split", "generate", "rank", "estimate", "train", "evaluate"]
+    stages = ["policy", "judge", "split", "generate", "rank", "estimate", "train", "evaluate", "check", "score.0"]
     assert list(first.artifacts) == [*stages, "sample.0", "sample.1", "duel.0.0", "duel.1.0"]
     assert first.opened(store, "generate").manifest.counts["prompts"] == 8
     assert first.opened(store, "train").digest != first.opened(store, "policy").digest
@@ -134,7 +136,7 @@ def test_every_byte_of_the_iteration_verifies(store: Store) -> None:
 def test_a_finished_iteration_is_evaluated_again_with_other_values_and_its_index_stays(
     small: Arguments, first: IterationIndex, store: Store
 ) -> None:
-    [report] = sppo_evaluation(RUN, small["hardware"], small["store"], 1, ("evaluation.resamples=50",))
+    [report] = sppo_evaluation(small["hardware"], small["store"], RUN, 1, overrides=("evaluation.resamples=50",))
     [[main], [rule]] = [judge["against"] for judge in report["judges"]]
     indexed = json.loads(first.opened(store, "evaluate").text("report.json"))
     assert main["win_rate"]["mean"] == indexed["judges"][0]["against"][0]["win_rate"]["mean"]  # resamples move intervals only
@@ -144,7 +146,69 @@ def test_a_finished_iteration_is_evaluated_again_with_other_values_and_its_index
 
 def test_an_evaluation_cannot_change_the_run_itself(small: Arguments, first: IterationIndex) -> None:
     with pytest.raises(RunError, match=r"overriding training\.eta would change run flow-test itself"):
-        sppo_evaluation(RUN, small["hardware"], small["store"], 1, ("training.eta=8",))
+        sppo_evaluation(small["hardware"], small["store"], RUN, 1, overrides=("training.eta=8",))
+
+
+def test_any_model_is_evaluated_against_the_recipes_own_without_a_run_around_it(
+    small: Arguments, first: IterationIndex, store: Store, random_policy: Callable[[str], Path]
+) -> None:
+    runs = store.backend.list("runs")
+    trained = first.artifacts["train"].reference
+    models = [trained, str(random_policy("mistral"))]
+    one, two = sppo_evaluation(small["hardware"], small["store"], recipe="tiny", models=models, overrides=small["overrides"])
+    assert [one["name"], two["name"]] == models
+    indexed = json.loads(first.opened(store, "evaluate").text("report.json"))
+    assert one["judges"] == indexed["judges"]  # what the run itself found, and nothing of it was done again
+    assert one["artifacts"][0] == first.artifacts["evaluate"].reference
+    assert [each["iteration"] for each in two["judges"][0]["against"]] == [0, 1]
+    assert store.backend.list("runs") == runs
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "cannot evaluate nothing; expected a run, with or without an iteration, or a recipe and models"),
+        ({"run": RUN, "models": ["a/b"]}, "cannot evaluate run flow-test, models a/b"),
+        ({"recipe": "tiny"}, "recipe tiny and no model to evaluate; expected one or more"),
+        (
+            {"recipe": "tiny", "models": ["./nowhere"]},
+            r"model './nowhere': no such folder on this machine, and no name of the hub",
+        ),
+    ],
+    ids=str,
+)
+def test_an_evaluation_of_nothing_or_of_two_things_is_refused(small: Arguments, asked: Arguments, said: str) -> None:
+    with pytest.raises(RunError, match=said):
+        sppo_evaluation(small["hardware"], small["store"], **asked)
+
+
+def test_an_iteration_that_failed_its_gates_is_kept_and_nothing_follows_it_unless_someone_overrules_them(
+    small: Arguments, first: IterationIndex, store: Store, server: str
+) -> None:
+    gated = small | {"run": "gated", "overrides": tuple(each for each in small["overrides"] if "gates" not in each)}
+    with pytest.raises(
+        GateError, match=r"run gated stops after iteration 1: gain: .* nothing was gained that 4 prompts can tell"
+    ):
+        sppo_iteration(**gated, iteration=1)
+    index = read_iteration(store, "gated", 1)
+    assert index.artifacts["train"] == first.artifacts["train"]
+    with pytest.raises(GateError, match="run gated stops after iteration 1"):
+        sppo_iteration(**gated, iteration=2)
+
+    changes = [part for override in gated["overrides"] for part in ("--set", override)]
+    at = ["--store", small["store"], "--hardware", small["hardware"], "--run", "gated", "--iterations", "1"]
+    command = [sys.executable, "-m", "flows.command_line", "run", "tiny", *at, *changes]
+    environment = {**os.environ, "PREFECT_API_URL": server}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 3
+    assert "run gated: held-out win rates" in done.stdout  # what it came to is shown all the same
+    assert done.stderr.startswith("sppo: run gated stops after iteration 1: gain: ")
+
+    assert sppo_iteration(**gated, iteration=1, no_gate=True) == index
+    found = find_overruling(store, "gated", 1)
+    assert found is not None
+    assert found.reasons[0].startswith("gain: ")
+    assert sppo_iteration(**gated, iteration=1) == index  # said once, it holds
 
 
 def test_an_iteration_before_its_turn_is_refused(small: Arguments) -> None:

@@ -105,13 +105,13 @@ def test_changing_one_value_changes_the_plan_of_the_stages_that_read_it_and_thos
     before = plan_fingerprints(load_recipe("tiny", RECIPES))
     after = plan_fingerprints(load_recipe("tiny", RECIPES, ("estimator.rule=bradley_terry",)))
     changed = {stage for stage in before if before[stage] != after[stage]}
-    assert changed == {"estimate", "train", "sample", "duel", "evaluate"}
+    assert changed == {"estimate", "train", "sample", "duel", "evaluate", "score", "check"}
 
 
 def test_changing_only_the_evaluation_recomputes_no_training() -> None:
     before = plan_fingerprints(load_recipe("tiny", RECIPES))
     after = plan_fingerprints(load_recipe("tiny", RECIPES, ("evaluation.resamples=100",)))
-    assert {stage for stage in before if before[stage] != after[stage]} == {"evaluate"}
+    assert {stage for stage in before if before[stage] != after[stage]} == {"evaluate", "check"}
 
 
 def test_a_judge_without_weights_has_a_plan_too() -> None:

@@ -1,6 +1,7 @@
 """The numbers of a run, assembled from its index, and how they are told."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -166,6 +167,13 @@ def test_the_table_has_a_row_for_each_policy_and_a_column_for_each_independent_j
     ]
     assert seconds_rows(REPORT) == [["rank", "", "1.0"], ["train", "2.2", "2.0"]]  # 2.25 rounds to even
     assert "| 2 | 0.700 [0.670, 0.730] | 0.610 | 0.650 [0.620, 0.680] | 13.0 |\n" in as_markdown(REPORT)
+
+
+def test_gates_have_a_column_where_there_are_any() -> None:
+    first, second = REPORT.iterations
+    gated = replace(REPORT, iterations=(replace(first, gates="overruled"), replace(second, gates="passed")))
+    assert table_head(gated)[-1] == "gates"
+    assert [row[-1] for row in table_rows(gated)] == ["", "overruled", "passed"]
 
 
 def test_model_text_is_shown_as_text_without_markup_or_control_characters(tmp_path: Path) -> None:

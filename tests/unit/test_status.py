@@ -12,19 +12,20 @@ from rich.console import Console
 import sppo.judges
 import sppo.policy
 import sppo.split
+from flows.preparation import RECIPES
 from flows.status import duration, resume_words, show_status, spent_words, stage_words
 from flows.survey import IterationState, StageState, survey
 from sppo.branch import branch
 from sppo.hardware import Hardware
 from sppo.launch.work import Failure, WorkRecord, now, work_key
 from sppo.progress import Progress
-from sppo.recipe import Recipe, overridden
+from sppo.recipe import Recipe, load_recipe, overridden
 from sppo.runs import IterationIndex, Setup, remember_start, start, write_iteration
-from sppo.stages import STAGES
+from sppo.stages import stages_of
 from sppo.store import Artifact, Identity, Outcome, Step, Store, Workspace
 
 FINGERPRINT = "f" * 64
-ORDER_OF_FLOAT32 = [name for name in STAGES if name != "export"]
+ORDER_OF_TINY = [stage.name for stage in stages_of(load_recipe("tiny", RECIPES))]
 
 
 def shown(store: Store, run: str) -> str:
@@ -83,7 +84,8 @@ def test_a_run_whose_first_stage_never_began_says_what_a_resume_would_do(tiny: R
     assert "run demo, recipe tiny: 0 of 3 iterations finished" in said
     assert (
         "resume   iteration 1: makes the base policy, then makes the judge, splits the prompts, draws responses, ranks, "
-        "estimates, trains, draws held-out answers, judges duels, evaluates, then iterations 2 and 3"
+        "estimates, trains, draws held-out answers, judges duels, evaluates, "
+        "scores held-out answers by earlier policies, checks what changed, then iterations 2 and 3"
     ) in said.replace("\n", " ")
     assert "spent    0 s of work" in said
 
@@ -255,14 +257,15 @@ def test_a_machine_that_has_not_been_heard_of_is_called_silent_since_then() -> N
 
 def test_a_resume_trains_on_from_the_last_checkpoint() -> None:
     done = [state(stage, True) for stage in ("generate", "sample", "rank", "estimate")]
-    states = [IterationState(2, [*done, state("train", False, done=16, total=48)], order=ORDER_OF_FLOAT32)]
+    states = [IterationState(2, [*done, state("train", False, done=16, total=48)], order=ORDER_OF_TINY)]
     assert resume_words(states, 3) == (
-        "iteration 2: trains on from step 16 of 48, then draws held-out answers, judges duels, evaluates, then iteration 3"
+        "iteration 2: trains on from step 16 of 48, then draws held-out answers, judges duels, evaluates, "
+        "scores held-out answers by earlier policies, checks what changed, then iteration 3"
     )
 
 
 def test_held_out_answers_of_the_policy_before_come_before_ranking() -> None:
-    states = [IterationState(1, [state("generate", True), state("sample", False, total=3)], order=ORDER_OF_FLOAT32)]
+    states = [IterationState(1, [state("generate", True), state("sample", False, total=3)], order=ORDER_OF_TINY)]
     assert resume_words(states, 1).startswith("iteration 1: draws 3 of 3 chunks of held-out answers, then ranks, estimates")
 
 
