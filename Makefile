@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRA ?= cpu
 GPU_WORKERS ?= 1
+SOAK ?= 86400
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRA)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 
-.PHONY: demo test lint types serve stop bench bench-rivals docs screenshots setup system constraints clean help
+.PHONY: demo test soak lint types serve stop bench bench-rivals docs screenshots setup system constraints clean help
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +19,9 @@ demo: $(READY)  ## three SPPO iterations of the tiny recipe on this machine's CP
 
 test: $(READY)  ## all tests: real vLLM, DeepSpeed, PairRM and Prefect on small models
 	@$(BIN)/pytest -q -n 2 --dist loadfile
+
+soak: $(READY)  ## hours of faults: every request, every file operation, ckpt-chaos; SOAK=3600 for an hour of each, goes on where it was
+	@SPPO_SOAK=$(SOAK) SPPO_CORRUPTIONS=10 $(BIN)/pytest -q tests/faults tests/machine tests/deploy/test_outages.py
 
 lint: $(READY)  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -19,12 +19,15 @@ FAILED = "sppo: run failed, notify"
 SILENT = "sppo: heartbeat lost, mark crashed"
 LOST = "sppo: worker lost, resume"
 NEVER_RUNS = "sppo: resumed but never runs, give up"
+UNHEARD = "sppo: cancel unheard, mark cancelled"
 ORCHESTRATING = ["sppo-iteration", "sppo-run", "sppo-evaluation"]
 STAGES = ["sppo-stage"]
 RESUMING = "Resuming"
 """Name of the state in which a lost run waits for another worker."""
 LOST_AFTER_S = 180
 """Six heartbeats. A server that was away for longer takes runs that went on without it for lost."""
+CANCELLED_AFTER_S = 60
+"""Twice as long as a worker gives a process between SIGTERM and SIGKILL."""
 SETTLED_S = 10
 """The process's own runner and its worker both report a crash, one or two seconds apart: the second report would undo a
 resume that answers the first. The least that Prefect allows."""
@@ -46,12 +49,14 @@ BODY = """{{ flow_run.name }} is {{ event.resource['prefect.state-name'] }} (att
 """The state as the event tells it: the flow run may have moved on by the time that this is read."""
 
 
-def automations(notify: UUID | None, resumes: int, lost_after_s: int = LOST_AFTER_S) -> list[AutomationCore]:
+def automations(
+    notify: UUID | None, resumes: int, lost_after_s: int = LOST_AFTER_S, cancelled_after_s: int = CANCELLED_AFTER_S
+) -> list[AutomationCore]:
     """The automations: with `notify`, the id of a notification block, also the one that sends.
 
     A run that lost its worker is resumed after each of its first `resumes` attempts, by its run count; then it stays Crashed.
     One that crashes before it runs, for want of a package, keeps its run count for ever: that one is made Failed."""
-    wanted = [_silent(lost_after_s)]
+    wanted = [_silent(lost_after_s), _unheard(cancelled_after_s)]
     if resumes:
         wanted += [_lost(resumes), _never_runs(resumes)]
     if notify:
@@ -59,12 +64,18 @@ def automations(notify: UUID | None, resumes: int, lost_after_s: int = LOST_AFTE
     return wanted
 
 
-def install(client: SyncPrefectClient, notify: str | None, resumes: int, lost_after_s: int = LOST_AFTER_S) -> list[str]:
+def install(
+    client: SyncPrefectClient,
+    notify: str | None,
+    resumes: int,
+    lost_after_s: int = LOST_AFTER_S,
+    cancelled_after_s: int = CANCELLED_AFTER_S,
+) -> list[str]:
     """Create the automations, or update those of the same name; with 0 resumes, remove those that resume. Their names.
 
     `notify`: a notification block as TYPE/NAME, such as slack-webhook/team; without one, an automation that notifies stays as
     it is. Raises LaunchError if there is no such block."""
-    wanted = automations(_block_id(client, notify) if notify else None, resumes, lost_after_s)
+    wanted = automations(_block_id(client, notify) if notify else None, resumes, lost_after_s, cancelled_after_s)
     for automation in wanted:
         there = client.read_automations_by_name(automation.name)
         if there:
@@ -112,6 +123,34 @@ def _silent(lost_after_s: int) -> AutomationCore:
         actions=[
             ChangeFlowRunState(
                 name=None, state=StateType.CRASHED, force=False, message=f"No sign of life for {lost_after_s} s."
+            )
+        ],
+    )
+
+
+def _unheard(cancelled_after_s: int) -> AutomationCore:
+    return AutomationCore(
+        name=UNHEARD,
+        description="A cancelled run's worker was lost, or could not tell the server: it would be Cancelling for ever, and "
+        "keep its deployment's other runs waiting.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.Cancelling"},
+            expect={"prefect.flow-run.*"},  # any change of state
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "flow", "prefect.resource.name": [*ORCHESTRATING, *STAGES]}
+            ),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=cancelled_after_s),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                state=StateType.CANCELLED,
+                force=False,
+                message=f"Nobody said that it ended, for {cancelled_after_s} s.",
             )
         ],
     )

@@ -76,7 +76,12 @@ def alive(folder: Path) -> dict[str, psutil.Process]:
 
 def bearing_mark(folder: Path) -> list[psutil.Process]:
     """Every process started from this folder, and all below them, whether or not their parents live."""
-    return [process for process in psutil.process_iter() if _mark(process) == str(folder)]
+    return bearing(MARK, str(folder))
+
+
+def bearing(variable: str, value: str) -> list[psutil.Process]:
+    """Every other process with this in its environment."""
+    return [process for process in psutil.process_iter() if _variable(process, variable) == value]
 
 
 def with_children(process: psutil.Process | None) -> set[psutil.Process]:
@@ -109,9 +114,9 @@ def _process(record: ProcessRecord) -> psutil.Process | None:
     return process if same else None
 
 
-def _mark(process: psutil.Process) -> str | None:
+def _variable(process: psutil.Process, name: str) -> str | None:
     try:
-        return process.environ().get(MARK) if process.pid != os.getpid() else None
+        return process.environ().get(name) if process.pid != os.getpid() else None
     except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended, is a zombie, or is someone else's
         return None
 

@@ -11,6 +11,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 from prefect.states import Cancelled, Cancelling
 
 from sppo.errors import LaunchError
@@ -21,13 +22,26 @@ UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateTy
 
 
 @contextmanager
+def asked_once() -> Iterator[None]:
+    """For who asks again and again by itself: Prefect's client would sleep between its attempts, for minutes after a long
+    outage."""
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        yield
+
+
+@contextmanager
 def server() -> Iterator[SyncPrefectClient]:
     """The server. Raises LaunchError, which is tried again, if it does not answer for as long as the client asks."""
+    where = get_current_settings().api.url
     try:
         with get_client(sync_client=True) as client:
             yield client
     except httpx.HTTPError as problem:
-        raise LaunchError(f"the Prefect server does not answer: {problem or type(problem).__name__}; run again") from problem
+        said = str(problem).partition("\n")[0] or type(problem).__name__
+        raise LaunchError(
+            f"the Prefect server{f' at {where}' if where else ''} does not answer: {said}; see that it runs and that "
+            "PREFECT_API_URL and PREFECT_API_AUTH_STRING are its own, then run again: what is committed is kept"
+        ) from problem
 
 
 def children_of(client: SyncPrefectClient, stage: str, fingerprint: str) -> list[FlowRun]:
@@ -77,6 +91,14 @@ def cancel(client: SyncPrefectClient, runs: Iterable[FlowRun], why: str) -> None
         if not is_over(client.read_flow_run(run.id)):
             begun = run.state is not None and not run.state.is_scheduled()
             client.set_flow_run_state(run.id, Cancelling(message=why) if begun else Cancelled(message=why))
+
+
+def end_cancelling(client: SyncPrefectClient) -> None:
+    """Say of every run that was being cancelled when the server went away that it is: its worker could not say so, and a
+    process of it that lives will hear of it."""
+    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.CANCELLING]}}})
+    for run in client.read_flow_runs(flow_run_filter=wanted):
+        client.set_flow_run_state(run.id, Cancelled(message="cancelled while the server was away"))
 
 
 def tag(stage: str, fingerprint: str) -> str:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from flows.commands import card, looking, runs, services, tables
+from flows.commands import card, doctor, garbage, looking, runs, services, tables
 from sppo.errors import SppoError
 
 app = typer.Typer(
@@ -13,7 +13,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for commands in (runs, card, looking, services, tables):
+for commands in (runs, card, looking, garbage, services, tables, doctor):
     commands.add_to(app)
 
 
@@ -23,6 +23,14 @@ def main() -> None:
         app()
     except SppoError as error:
         sys.stderr.write(f"sppo: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        from sppo.store.room import no_room
+
+        told = no_room(error)
+        if told is None:
+            raise
+        sys.stderr.write(f"sppo: {told}\n")
         sys.exit(2)
 
 

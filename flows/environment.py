@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flows.server import EVERYWHERE, RECORDER
 from sppo.errors import LaunchError
+from sppo.store.backend import refuse_credentials
 
 FIRST_PORT = 4200
 SETTINGS = {
@@ -30,7 +31,9 @@ def serving_settings(
 ) -> dict[str, str]:
     """Environment variables of the server and all workers. Password, port and store stay what they were in this folder.
 
-    Raises LaunchError if another port or store is asked for than that of what runs, or if a port is taken."""
+    Raises StoreError for a store's URL with credentials in it, which deployments would show as a parameter; LaunchError if
+    another port or store is asked for than that of what runs, or if a port is taken."""
+    refuse_credentials(store or "", "--store")
     before = read_environment(folder / "environment")
     old_port, old_store = _port(before), before.get("SPPO_STORE")
     new_store = _absolute(store) if store else old_store or str(default_store)
@@ -39,9 +42,12 @@ def serving_settings(
             f"{', '.join(running)} serve the store {old_store} on port {old_port}, not {new_store} on port {port or old_port}; "
             "expected the same: stop them first (make stop)"
         )
+    own_port = _chosen_port(running, port, old_port)
     settings = {
         "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{_chosen_port(running, port, old_port)}/api",
+        "PREFECT_API_URL": f"http://127.0.0.1:{own_port}/api",
+        # As shipped, scripts of any page may read what the server answers. These two names are where its own UI is opened.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{own_port},http://localhost:{own_port}",
         # Without one, the server would answer any page in the person's browser.
         "PREFECT_API_AUTH_STRING": before.get("PREFECT_API_AUTH_STRING") or f"sppo:{secrets.token_urlsafe(24)}",
         "SPPO_STORE": new_store,

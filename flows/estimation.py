@@ -16,9 +16,10 @@ from sppo.configuration import named_file, validate
 from sppo.difference import recipe_differences
 from sppo.errors import RecipeError, RunError
 from sppo.estimate import Rule
+from sppo.last_start import find_last_start
 from sppo.recipe import Estimator, Recipe, load_recipe
 from sppo.reestimate import Change, Reestimate, Reestimates, reestimate
-from sppo.runs import IterationIndex, find_last_start, finished_iterations, read_iteration, read_recipe
+from sppo.runs import IterationIndex, finished_iterations, read_iteration, read_recipe
 from sppo.store import Store
 
 RULES = get_args(Rule)

@@ -38,7 +38,13 @@ from tasks.showing import tag_run
 from tasks.split import split_prompts
 
 
-@flow(name="sppo-evaluation", flow_run_name=evaluation_name, persist_result=False, on_cancellation=[cancel_what_works_for])
+@flow(
+    name="sppo-evaluation",
+    flow_run_name=evaluation_name,
+    persist_result=False,
+    result_serializer="json",
+    on_cancellation=[cancel_what_works_for],
+)
 @watched_run()
 def sppo_evaluation(
     hardware: HardwareName,

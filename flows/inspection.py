@@ -1,8 +1,6 @@
-"""What the commands show that start nothing: recipes, hardware, an artifact's lineage, whether a run is still intact."""
+"""What the commands show that start nothing: recipes, hardware, an artifact's lineage, a store's speed."""
 
-from collections.abc import Sequence
-
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -12,11 +10,8 @@ from sppo.difference import flattened, recipe_differences
 from sppo.hardware import Hardware
 from sppo.lineage import Origin, outside_sources, recipe_values
 from sppo.recipe import Recipe, load_recipe, recipe_names
-from sppo.runs import check_run_name
 from sppo.stages import STAGES, plan_fingerprints
-from sppo.store import Store
 from sppo.store.speed import StoreSpeed
-from sppo.verify import Verified, verify_run
 
 SHOWN_DIGITS = 12
 SHOWN_COUNTS = 3
@@ -134,23 +129,6 @@ def speed_table(url: str, speed: StoreSpeed) -> RenderableType:
     ):
         table.add_row(name, rate, of)
     return _titled(f"store {url}: every byte hashed on the way", table)
-
-
-def show_verified(console: Console, store: Store, run: str) -> bool:
-    """Each artifact of a run, read and hashed again; whether all is well."""
-    verified = verify_run(store, check_run_name(run))
-    table = _table("artifact", "files", "bytes", "state")
-    for each in verified:
-        said = Text("as committed", "green") if not each.problem else Text(each.problem, "red")
-        table.add_row(_short(each.reference), str(each.files), str(each.size), said)
-    console.print(_titled(f"run {run}: every byte read and hashed again", table))
-    bad = _bad(verified)
-    console.print(Text(f"{len(verified)} artifacts, {len(bad)} damaged"))
-    return not bad
-
-
-def _bad(verified: Sequence[Verified]) -> list[Verified]:
-    return [each for each in verified if each.problem]
 
 
 def _value(value: object) -> Text:

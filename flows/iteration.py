@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
     name="sppo-iteration",
     flow_run_name="{run} · iteration {iteration}",
     persist_result=False,
+    result_serializer="json",
     on_cancellation=[cancel_what_works_for],
 )
 @watched_run()

@@ -15,8 +15,9 @@ from flows.presentation import next_commands, present, write_plot_to_store
 from flows.server import prefect_server
 from flows.terminal import Screen, StageLines, watched
 from sppo.errors import GateError, RunError
+from sppo.last_start import find_last_start
 from sppo.report import assemble
-from sppo.runs import Setup, find_last_start, read_recipe
+from sppo.runs import Setup, read_recipe
 from sppo.store import Store
 
 log = logging.getLogger(__name__)
@@ -125,13 +126,13 @@ def _announce(screen: Screen, setup: Setup, what: str) -> None:
 def _prefect() -> Iterator[float]:
     """Prefect imported and its server reached, both of which would else happen on first use; seconds that took."""
     started = time.monotonic()
-    with prefect_server() as server:
-        from prefect.client.orchestration import get_client
+    with prefect_server() as told:
+        from flows import children
 
-        with get_client(sync_client=True) as client:
+        with children.server() as client:
             client.hello()
         seconds = time.monotonic() - started
-        log.info("prefect: %s is ready, %.1f s", server, seconds)
+        log.info("prefect: %s is ready, %.1f s", told, seconds)
         yield seconds
 
 

@@ -12,11 +12,14 @@ from pydantic import Field
 
 from flows.preparation import HARDWARE, RECIPES
 from sppo.hardware import hardware_names
+from sppo.last_start import remember_start
 from sppo.recipe import recipe_names
-from sppo.runs import Setup, remember_start
+from sppo.runs import Setup
 
 DATE = "{date}"
 NAME = r"[a-z0-9._-]"
+CREDENTIALS = r".*://[^/@\s]*@"
+"""In a URL: the server keeps and shows every parameter."""
 
 
 def _told(title: str, description: str, **schema: Any) -> Any:
@@ -49,7 +52,12 @@ DatedRunName = Annotated[
 ]
 StoreUrl = Annotated[
     str,
-    _told("Store", "Where artifacts are kept: a folder, s3://bucket/prefix, or block/NAME of a Prefect block.", minLength=1),
+    _told(
+        "Store",
+        "Where artifacts are kept: a folder, s3://bucket/prefix, or block/NAME of a Prefect block. Never with credentials.",
+        minLength=1,
+        pattern=rf"^(?!{CREDENTIALS})",
+    ),
 ]
 Iteration = Annotated[int, _told("Iteration", "t, from 1; the iteration before it must have ended.", minimum=1)]
 EvaluatedRun = Annotated[
@@ -84,7 +92,11 @@ Start = Annotated[
 ]
 Overrides = Annotated[
     Sequence[str],
-    _told("Other values", "Of the recipe, such as training.eta=4.", items={"type": "string", "pattern": "^[a-z_.0-9]+=."}),
+    _told(
+        "Other values",
+        "Of the recipe, such as training.eta=4. Never with credentials.",
+        items={"type": "string", "pattern": rf"^(?!{CREDENTIALS})[a-z_.0-9]+=."},
+    ),
 ]
 
 

@@ -18,7 +18,19 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
-from flows.children import CHILD, cancel, children_of, is_over, is_wanted, server, shared_among, state_of, tag, under_way
+from flows.children import (
+    CHILD,
+    asked_once,
+    cancel,
+    children_of,
+    is_over,
+    is_wanted,
+    server,
+    shared_among,
+    state_of,
+    tag,
+    under_way,
+)
 from flows.jobs import job_key, write_job
 from sppo import errors
 from sppo.errors import LaunchError, RunError, SppoError, StoppedError, StoreError
@@ -171,9 +183,10 @@ class PoolLauncher:
         while True:
             check_going_on(children[0].group.label)
             try:
-                for child in children:
-                    if not child.over:
-                        self._look(client, child, store)
+                with asked_once():
+                    for child in children:
+                        if not child.over:
+                            self._look(client, child, store)
                 answered = time.monotonic()
             except httpx.HTTPError as problem:
                 if time.monotonic() - answered > OUTAGE_S:
@@ -195,8 +208,14 @@ class PoolLauncher:
 
     def _look(self, client: SyncPrefectClient, child: Child, store: Store) -> None:
         """Bring a child up to date. Raises if it failed, is over without a result, or is silent."""
-        run = client.read_flow_run(child.id)
         group = child.group
+        try:
+            run = client.read_flow_run(child.id)
+        except ObjectNotFound as problem:
+            raise StoppedError(
+                f"{group.label}: the server does not know flow run {child.run.name} any more, as after its database was lost; "
+                "what was committed is kept: run again"
+            ) from problem
         record = read_work(store, group.stage, group.fingerprint, group.number, group.of)
         if record is not None and record.attempt != str(child.id):
             record = None  # of an earlier attempt
@@ -236,5 +255,4 @@ def _check_gone(store: Store, group: Group, run: FlowRun) -> None:
 def _raise(record: WorkRecord, group: Group) -> NoReturn:
     if record.failure is None:
         raise LaunchError(f"{group.label} failed on {record.host} without a reason")
-    kind = getattr(errors, record.failure.error, LaunchError)
-    raise cast("type[SppoError]", kind)(f"{record.failure.message} (on {record.host})")
+    raise errors.named(record.failure.error)(f"{record.failure.message} (on {record.host})")

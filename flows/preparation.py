@@ -141,8 +141,8 @@ def policy_source(model: str) -> PolicySource:
     """A model by name: a folder, `owner/name` of the hub with or without @revision, or `train/..` or `policy/..` of the store.
 
     Raises RunError for what is none of these."""
-    if Path(model).expanduser().is_dir():
-        return FolderModel(kind="folder", path=str(Path(model).expanduser().resolve()))
+    if os.path.isdir(os.path.expanduser(model)):  # any text: pathlib raises for one too long
+        return FolderModel(kind="folder", path=str(Path(os.path.expanduser(model)).resolve()))
     if re.fullmatch(r"(policy|train)/[0-9a-f]{64}", model):
         return StoredModel(kind="stored", artifact=model)
     name, _, revision = model.partition("@")

@@ -24,7 +24,13 @@ from tasks.report import report_run
 from tasks.showing import tag_run
 
 
-@flow(name="sppo-run", flow_run_name=dated_run_name, persist_result=False, on_cancellation=[cancel_what_works_for])
+@flow(
+    name="sppo-run",
+    flow_run_name=dated_run_name,
+    persist_result=False,
+    result_serializer="json",
+    on_cancellation=[cancel_what_works_for],
+)
 @watched_run()
 def sppo_run(
     recipe: RecipeName,

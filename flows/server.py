@@ -5,6 +5,8 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flows.guard import guard_children
+
 EVERYWHERE = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -20,6 +22,7 @@ RECORDER = {
 """Of a server on SQLite."""
 TEMPORARY = {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1",  # nobody looks at it in a browser
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 is too few on busy cores
     "PREFECT_LOGGING_TO_API_ENABLED": "false",  # nobody reads them there: the log file has them
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
@@ -47,6 +50,7 @@ def prefect_server() -> Iterator[str]:
     from prefect.context import refresh_global_settings_context
 
     refresh_global_settings_context()
+    guard_children()
     # Nobody watches heartbeats here, and ending their thread costs a second a flow.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield "a temporary Prefect server"

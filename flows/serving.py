@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,13 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectAlreadyExists
 from rich.console import Console
 from rich.text import Text
 
 from flows import background
 from flows.automations import SILENT, install
+from flows.children import end_cancelling
 from flows.environment import serving_settings, write_environment
 from sppo.errors import HardwareError, LaunchError
 from sppo.launch.devices import machine_devices
@@ -91,6 +93,8 @@ def serve(root: Path, gpu_workers: int = 1, port: int | None = None, store: str 
         with SyncPrefectClient(api, auth_string=settings["PREFECT_API_AUTH_STRING"]) as client:
             _create_pools(client)
             _deploy(client, folder, environment)
+            if "server" not in found:
+                end_cancelling(client)
             if not client.read_automations_by_name(SILENT):  # else they are as a person wanted them: `sppo automations`
                 install(client, notify=None, resumes=RESUMES)
             for name, worker in workers.items():
@@ -176,6 +180,8 @@ def _server_command(settings: Mapping[str, str]) -> list[str]:
 
 def _worker_command(name: str, worker: Worker) -> list[str]:
     options = ["--pool", worker.pool, "--type", "process", "--name", name, "--limit", str(worker.limit)]
+    # a worker makes the pool that it misses, as on a server that lost its database
+    options += ["--base-job-template", str(_template(worker.pool))]
     return [sys.executable, "-m", "prefect", "worker", "start", *options]
 
 
@@ -209,11 +215,14 @@ def _online(client: SyncPrefectClient, folder: Path, pool: str, name: str) -> bo
 
 def _create_pools(client: SyncPrefectClient) -> None:
     """Pools that are there stay as they are: a person may have changed them in the UI."""
-    there = {pool.name for pool in client.read_work_pools()}
-    for name, file in TEMPLATES.items():
-        if name not in there:
-            template = json.loads((PROJECT / "infra" / "work-pools" / file).read_text(encoding="utf-8"))
+    for name in TEMPLATES:
+        template = json.loads(_template(name).read_text(encoding="utf-8"))
+        with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+
+
+def _template(pool: str) -> Path:
+    return PROJECT / "infra" / "work-pools" / TEMPLATES[pool]
 
 
 def _deploy(client: SyncPrefectClient, folder: Path, environment: Mapping[str, str]) -> None:

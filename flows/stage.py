@@ -17,7 +17,7 @@ from tasks.reporting import report
 log = logging.getLogger(__name__)
 
 
-@flow(name="sppo-stage", persist_result=False)
+@flow(name="sppo-stage", persist_result=False, result_serializer="json")
 def sppo_stage(store: str, job: str, parent: str | None = None) -> "State[None] | None":
     """Run the group that a job describes. What it commits is found by the run that asked for it, `parent`, and by any other.
 

@@ -10,11 +10,13 @@ from flows.preparation import HARDWARE
 from flows.survey import IterationState, StageState, survey
 from sppo.errors import HardwareError
 from sppo.hardware import Hardware, load_hardware
+from sppo.last_start import LastStart, find_last_start
 from sppo.launch.work import BEAT_S, WorkRecord, silence
 from sppo.recipe import Recipe
 from sppo.report import TOGETHER
-from sppo.runs import LastStart, check_run_name, find_branch, find_last_start, finished_iterations, read_recipe
+from sppo.runs import check_run_name, find_branch, finished_iterations, read_recipe
 from sppo.store import Store
+from sppo.train.run import layout as train_layout
 
 SHOWN_DIGITS = 12
 SILENT_S = 12 * BEAT_S
@@ -56,7 +58,10 @@ def show_status(console: Console, store: Store, run: str) -> None:
     """Each iteration begun, stage by stage; then the run as a whole. Raises RunError if no such run was started."""
     recipe = read_recipe(store, check_run_name(run))
     last = find_last_start(store, run)
-    states = survey(store.url, recipe, load_hardware("cpu", HARDWARE), finished_iterations(store, run))
+    hardware = _hardware(last)
+    layout = None if hardware is None else train_layout(hardware.train)
+    machine = hardware or load_hardware("cpu", HARDWARE)
+    states = survey(store.url, recipe, machine, finished_iterations(store, run), layout)
     shown: set[str] = set()
     for state in states:
         console.print(state_table(recipe, state, shown))
@@ -96,10 +101,10 @@ def stage_words(stage: StageState) -> Text:
     done = ""
     if stage.done:
         done = f"{stage.done} of {stage.total} {_unit(stage)} committed" if stage.total else f"{stage.done} parts committed"
-    if not stage.work:
-        return Text(done or "not begun", "yellow")
     lines = [_work_words(record) for record in stage.work]
-    return Text("\n").join([*([Text(done, "yellow")] if done else []), *lines])
+    if done or not lines:
+        lines = [Text(done or "not begun", "yellow"), *lines]
+    return Text("\n").join([*lines, *([Text(stage.why, "yellow")] if stage.why else [])])
 
 
 def _unit(stage: StageState) -> str:

@@ -22,20 +22,21 @@ import sppo.rank
 import sppo.score
 import sppo.split
 import sppo.train
+from flows.drift import may_have_drifted, steps_kept, why_made_again
 from sppo.alpaca_eval.prompts import alpaca_draw, reference_step
-from sppo.errors import EvaluationError, JudgeError, PolicyError, PromptError, SppoError
+from sppo.errors import CorruptArtifactError, EvaluationError, JudgeError, PolicyError, PromptError
 from sppo.fingerprint import canonical_json
 from sppo.generate import CHUNK
 from sppo.hardware import Hardware
 from sppo.launch.work import WorkRecord, all_work
+from sppo.lineage import manifests_of
 from sppo.progress import Report, silent
 from sppo.recipe import EnsembleJudge, Judge, Recipe, StoredModel
 from sppo.recipe.judges import Weightless
 from sppo.runs import IterationIndex
 from sppo.stages import STAGES, recipe_part, stages_of
-from sppo.store import Artifact, Identity, Manifest, Outcome, Step, Store, Workspace
-from sppo.store.manifest import parse_record
-from sppo.train.checkpoints import NAME, step_of
+from sppo.store import Artifact, Identity, Outcome, Step, Store, Workspace
+from sppo.train.checkpoints import NAME
 from sppo.train.schedule import schedule_of
 
 ORDER = list(STAGES)
@@ -56,6 +57,8 @@ class StageState:
     total: int | None = None
     work: tuple[WorkRecord, ...] = ()
     """Who is at it, or failed at it; only while it is not committed."""
+    why: str = ""
+    """What is another than it was when something like it was made before, or training saved; empty if nothing was."""
 
 
 @dataclass
@@ -88,6 +91,12 @@ class _LookingStore(Store):
     stages: list[StageState]
     totals: dict[str, int]
     """Chunks or steps of a stage, once what they follow from is committed."""
+    index: IterationIndex | None = None
+    """Of the iteration that is looked at, if it was finished once."""
+    layout: str | None = None
+    """Ranks and ZeRO stage that training would go on with, where that is known."""
+    other_layout: str = "iteration_start"
+    """The recipe's."""
 
     def build_together(
         self,
@@ -95,9 +104,9 @@ class _LookingStore(Store):
         run: Callable[[Sequence[Workspace]], Sequence[Outcome]],
         report: Report = silent,
     ) -> list[Artifact]:
-        found = [self.find(identity.stage, identity.fingerprint) for identity in identities]
+        found = [self._looked_at(identity.stage, identity.fingerprint) for identity in identities]
         for identity, artifact in zip(identities, found, strict=True):
-            self.stages.append(self._state(identity.stage, identity.fingerprint, artifact))
+            self.stages.append(self._state(identity.stage, identity.fingerprint, artifact, identity))
         artifacts = [artifact for artifact in found if artifact is not None]
         if len(artifacts) < len(identities):
             raise _MissingStageError
@@ -106,11 +115,18 @@ class _LookingStore(Store):
     def look(self, reference: str) -> Artifact:
         """An artifact that is named, noted like one that is built."""
         stage, fingerprint = reference.split("/")
-        artifact = self.find(stage, fingerprint)
+        artifact = self._looked_at(stage, fingerprint)
         self.stages.append(self._state(stage, fingerprint, artifact))
         if artifact is None:
             raise _MissingStageError
         return artifact
+
+    def _looked_at(self, stage: str, fingerprint: str) -> Artifact | None:
+        try:
+            return self.find(stage, fingerprint)
+        except CorruptArtifactError:
+            self.stages.append(StageState(stage, fingerprint, False))
+            raise
 
     def look_for(self, step_of_it: Callable[[], Step], stage: str, recipe: Recipe) -> Artifact:
         """An artifact by its step; where the step's source is out of reach from here, such as a folder that only the workers
@@ -118,27 +134,31 @@ class _LookingStore(Store):
         try:
             step = step_of_it()
         except (PolicyError, JudgeError, PromptError):
+            entry = None if self.index is None else self.index.artifacts.get(stage)
+            if entry is not None and entry.reference.startswith(f"{stage}/"):
+                return self.look(entry.reference)
             part = recipe_part(stage, recipe)
-            keys = [key for key in self.backend.list(stage) if key.endswith("/manifest.json")]
-            found = [parse_record(Manifest, content, key) for key in keys if (content := self.backend.read(key)) is not None]
-            alike = [manifest for manifest in found if manifest.recipe == part]
+            alike = [manifest for manifest in manifests_of(self, stage) if manifest.recipe == part]
             if not alike:
                 raise
             newest = max(alike, key=lambda manifest: manifest.created)
             return self.look(f"{stage}/{newest.fingerprint}")
         return self.build(step)
 
-    def _state(self, stage: str, fingerprint: str, artifact: Artifact | None) -> StageState:
+    def _state(self, stage: str, fingerprint: str, artifact: Artifact | None, identity: Identity | None = None) -> StageState:
         if artifact is not None:
             manifest = artifact.manifest
             spent = manifest.metrics.get("device_seconds", 0.0)
             return StageState(stage, fingerprint, True, manifest.seconds, spent)
         parts = self.workspace(stage, fingerprint).parts()
-        steps = [step_of(name) for name in parts if NAME.match(name)]
+        why = "" if parts or identity is None else why_made_again(self, identity, self.index)
         chunks = [name for name in parts if "-again-" not in name]  # where a served judge left pairs open
-        done = max(steps, default=0) if stage == "train" else len(chunks)
+        done = len(chunks)
+        if stage == "train":
+            saved = [name for name in parts if NAME.match(name)]
+            done, why = steps_kept(saved, self.layout, self.other_layout) if saved else (0, why)
         work = tuple(all_work(self, stage, fingerprint))
-        return StageState(stage, fingerprint, False, done=done, total=self.totals.get(stage), work=work)
+        return StageState(stage, fingerprint, False, done=done, total=self.totals.get(stage), work=work, why=why)
 
 
 @dataclass
@@ -153,12 +173,20 @@ class _Walk:
     """By their source."""
 
 
-def survey(url: str, recipe: Recipe, hardware: Hardware, finished: Sequence[IterationIndex] = ()) -> list[IterationState]:
+def survey(
+    url: str,
+    recipe: Recipe,
+    hardware: Hardware,
+    finished: Sequence[IterationIndex] = (),
+    layout: str | None = None,
+) -> list[IterationState]:
     """Iterations from the first to the first unfinished one.
 
-    finished: indexes of the first iterations: what they name is looked up, and no source outside the store is asked for.
-    hardware: any, since it changes no fingerprint."""
+    finished: indexes of the first iterations: what they name is looked up, and no source outside the store is asked for,
+    unless one that is at hand has changed since and the iteration is the run's own. hardware: any, since it changes no
+    fingerprint. layout: that training would go on with, where it is known."""
     store = _LookingStore(url)
+    store.layout, store.other_layout = layout, recipe.training.other_layout
     walk = _Walk()
     states: list[IterationState] = []
     order = [stage.name for stage in stages_of(recipe)]
@@ -166,20 +194,18 @@ def survey(url: str, recipe: Recipe, hardware: Hardware, finished: Sequence[Iter
         states.append(IterationState(iteration, order=order))
         store.stages, store.totals = states[-1].stages, {}
         try:
-            if iteration <= len(finished):
-                _look_up(store, finished[iteration - 1], walk)
-            else:
+            store.index = finished[iteration - 1] if iteration <= len(finished) else None
+            index = store.index
+            if index is None or (index.shared_with is None and may_have_drifted(store, recipe, index)):
                 _look(store, recipe, hardware, iteration, walk)
+            else:
+                _look_up(store, index, walk)
         except _MissingStageError:
             break
-        except (EvaluationError, PolicyError, JudgeError, PromptError) as problem:
-            states[-1].problem = _first_line(problem)
+        except (CorruptArtifactError, EvaluationError, PolicyError, JudgeError, PromptError) as problem:
+            states[-1].problem = str(problem).partition("\n")[0]
             break
     return states
-
-
-def _first_line(problem: SppoError) -> str:
-    return str(problem).partition("\n")[0]
 
 
 def _look_up(store: _LookingStore, index: IterationIndex, walk: _Walk) -> None:

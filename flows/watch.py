@@ -16,7 +16,10 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled
 
+from flows.children import asked_once, server
+from sppo.errors import StoppedError
 from sppo.launch.processes import halt, start_afresh
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,9 @@ def watched_run(parent: str | None = None) -> Iterator[None]:
     thread.start()
     try:
         yield
+    except StoppedError as error:
+        _end_cancelling(str(flow_run.id), str(error))
+        raise
     finally:
         over.set()
         _watchers.remove(thread)
@@ -53,9 +59,18 @@ def cancel_what_works_for(flow: object, flow_run: FlowRun, state: object) -> Non
     cancel_children(str(flow_run.id))
 
 
+def _end_cancelling(name: str, why: str) -> None:
+    """A run that is being cancelled may end as Cancelled alone. Its worker sees to that, if it lives and reached the server;
+    else the run would be Cancelling for ever, and keep its deployment's other runs waiting."""
+    with server() as client:
+        run = client.read_flow_run(UUID(name))
+        if run.state is not None and run.state.is_cancelling():
+            client.set_flow_run_state(run.id, Cancelled(message=why), force=True)
+
+
 def _watch(wanted: list[str], attempt: int, over: threading.Event) -> None:
     away = False
-    with get_client(sync_client=True) as client:
+    with asked_once(), get_client(sync_client=True) as client:
         while not over.wait(ASK_S):
             try:
                 reason = next((reason for name in wanted if (reason := _reason(client, name, wanted[0], attempt))), "")

@@ -23,6 +23,10 @@ ENVIRONMENT = {
 }
 SCRATCH = "/cache/sppo"
 """In a container: where the cache is mounted, and what SPPO_SCRATCH says there."""
+USER = 10001
+"""Of the image."""
+WRITABLE = ("/home/sppo", "/tmp")
+"""Beside the cache and /dev/shm: everything else of a container is read-only. Compiled kernels are run from there."""
 
 
 def shipped(kind: str) -> Template:
@@ -54,12 +58,17 @@ def docker(device: str) -> Template:
         env={**ENVIRONMENT, "SPPO_SCRATCH": SCRATCH},
         volumes=[f"sppo-cache:{SCRATCH}"],
     )
+    created: Template = {
+        "user": f"{USER}:{USER}",
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "tmpfs": {path: f"rw,exec,nosuid,nodev,uid={USER},gid={USER},mode=0700" for path in WRITABLE},
+    }
+    template["job_configuration"]["container_create_kwargs"] = created
     if device == "gpu":
         request = {"driver": "nvidia", "count": "{{ gpus }}", "capabilities": [["gpu"]]}
-        template["job_configuration"]["container_create_kwargs"] = {
-            "device_requests": [request],
-            "shm_size": "{{ shared_memory }}",
-        }
+        created |= {"device_requests": [request], "shm_size": "{{ shared_memory }}"}
         _declare(
             template,
             gpus=_integer("GPUs", "How many of the machine's GPUs a container gets; -1 for all.", -1, minimum=-1),
@@ -79,18 +88,31 @@ def kubernetes(device: str) -> Template:
     _default(template, cpu_request=cpu, memory_request=memory, memory_limit=memory)
 
     pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
-    pod["securityContext"] = {"runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001}
+    pod["securityContext"] = {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "fsGroup": USER,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    pod["automountServiceAccountToken"] = False
     pod["nodeSelector"] = "{{ node_selector }}"
     pod["tolerations"] = "{{ tolerations }}"
     pod["volumes"] = [
         {"name": "cache", "persistentVolumeClaim": {"claimName": "{{ cache_claim }}"}},
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "{{ shared_memory }}"}},
+        *({"name": f"writable-{number}", "emptyDir": {}} for number, _ in enumerate(WRITABLE)),
     ]
     container = pod["containers"][0]
+    container["securityContext"] = {
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
     container["envFrom"] = [{"secretRef": {"name": "{{ credentials_secret }}"}}]
     container["volumeMounts"] = [
         {"name": "cache", "mountPath": SCRATCH},
         {"name": "shared-memory", "mountPath": "/dev/shm"},
+        *({"name": f"writable-{number}", "mountPath": path} for number, path in enumerate(WRITABLE)),
     ]
     _declare(template, **_kubernetes_variables(device))
     if device == "gpu":

@@ -14,6 +14,7 @@ from sppo.runs import (
     branch_key,
     check_run_name,
     find_branch,
+    find_iteration,
     find_recipe,
     index_key,
     read_iteration,
@@ -23,6 +24,7 @@ from sppo.runs import (
 )
 from sppo.stages import STAGES
 from sppo.store import Store
+from sppo.store.seal import sealed
 
 COMPARED = ("policy", "split", "sample", "duel")
 """Stages whose artifacts of different iterations are read together."""
@@ -32,8 +34,8 @@ def branch(store: Store, run: str, at: int, recipe: Recipe, name: str, resolve: 
     """Start run `name`: its iterations 1 .. at are those of `run`, the later ones follow `recipe`.
 
     What the recipe leaves open is settled as `run` settled it. The recipe is written last, so a run that exists is whole; the
-    same branch again changes nothing. Raises RunError for an iteration that cannot be shared, a name that is taken, or
-    values that must agree and do not."""
+    same branch again changes nothing but records that were lost, which it makes again. Raises RunError for an iteration that
+    cannot be shared, a name that is taken, or values that must agree and do not."""
     check_run_name(name)
     started = read_recipe(store, run)
     check_place(store, run, at, recipe, name)
@@ -43,15 +45,16 @@ def branch(store: Store, run: str, at: int, recipe: Recipe, name: str, resolve: 
     made = Branch(run=run, at=at, policy=indexes[-1].artifacts["train"], created=utc_now())
     resolved = resolve(asked)
     existing = _existing(store, name, resolved, made)
-    if existing is not None:
-        return existing
-    store.backend.replace(branch_key(name), _record(made.model_dump_json(indent=1)))
+    if existing is None:
+        store.backend.replace(branch_key(name), sealed(made, branch_key(name)))
     for index in indexes:
-        copied = index.model_copy(update={"run": name})
-        store.backend.replace(index_key(name, index.iteration), _record(copied.model_dump_json(indent=1)))
-    if not store.backend.create(recipe_key(name), _record(resolved.model_dump_json(indent=1))):
+        copied = index.model_copy(update={"run": name, "shared_with": run})
+        key = index_key(name, index.iteration)
+        if existing is None or store.backend.read(key) is None:
+            store.backend.replace(key, sealed(copied, key))
+    if find_recipe(store, name) is None and not store.backend.create(recipe_key(name), sealed(resolved, recipe_key(name))):
         raise RunError(f"run {name} was started by someone else in this moment; choose another name for the branch")
-    return made
+    return existing or made
 
 
 def check_place(store: Store, run: str, at: int, recipe: Recipe, name: str) -> None:
@@ -89,9 +92,9 @@ def _compared(recipe: Recipe) -> dict[str, object]:
 
 
 def _existing(store: Store, name: str, recipe: Recipe, made: Branch) -> Branch | None:
-    """The branch of this name, if it is this one. Raises RunError for another run."""
+    """The branch of this name, if it is this one and its record is not lost. Raises RunError for another run."""
     there = find_recipe(store, name)
-    if there is None:
+    if there is None or (there == recipe and _lost(store, name, made)):
         return None
     branch = find_branch(store, name)
     if branch is None or there != recipe or branch != made.model_copy(update={"created": branch.created}):
@@ -99,5 +102,9 @@ def _existing(store: Store, name: str, recipe: Recipe, made: Branch) -> Branch |
     return branch
 
 
-def _record(text: str) -> bytes:
-    return f"{text}\n".encode()
+def _lost(store: Store, name: str, made: Branch) -> bool:
+    """Whether the run is this very branch by its indexes, and the record that says so is gone."""
+    indexes = [find_iteration(store, name, number) for number in range(1, made.at + 2)]
+    shared = [index.shared_with if index else made.run for index in indexes[:-1]]
+    own = indexes[-1] is None or indexes[-1].shared_with is None
+    return store.backend.read(branch_key(name)) is None and any(indexes[:-1]) and shared == [made.run] * made.at and own

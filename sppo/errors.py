@@ -71,3 +71,9 @@ class TimeUpError(LaunchError):
 
 class StoppedError(LaunchError):
     """A run was cancelled, or lost to another attempt: its processes were ended, and nothing is tried again."""
+
+
+def named(name: str) -> type[SppoError]:
+    """The class of an error that another process, or a record in the store, names; LaunchError for any other name."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, SppoError) else LaunchError

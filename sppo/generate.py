@@ -167,7 +167,9 @@ def _attempt(recipe: Recipe, draw: Draw, workspace: Workspace) -> _Attempt:
     if draw.stage == "sample":
         lengths = lengths[: recipe.evaluation.max_prompts]
     committed = set(workspace.parts())
-    missing = [chunk for chunk in range(math.ceil(len(lengths) / CHUNK)) if chunk_name(chunk) not in committed]
+    chunks = math.ceil(len(lengths) / CHUNK)
+    missing = [chunk for chunk in range(chunks) if chunk_name(chunk) not in committed]
+    workspace.note_found(chunks - len(missing), chunks)
     return _Attempt(draw, workspace, sampling_of(recipe, draw), lengths, missing)
 
 

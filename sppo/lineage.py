@@ -1,16 +1,21 @@
 """What an artifact was made from, down to the base policy and the sources outside the store: read from manifests alone."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from sppo.difference import flattened
-from sppo.errors import RunError, StoreError
+from sppo.errors import CorruptArtifactError, RunError, StoreError
 from sppo.runs import finished_iterations, read_iteration, read_recipe
 from sppo.store import Manifest, Store
 from sppo.store.manifest import parse_record
+from sppo.store.parallel import in_parallel
 from sppo.store.store import REFERENCE
 
+SHORTENED = re.compile(r"[a-z][a-z-]{0,40}/[0-9a-f]{4,64}")
 ManifestOf = Callable[[str], Manifest | None]
 
 
@@ -58,6 +63,21 @@ def manifests_in(store: Store) -> ManifestOf:
     return manifest_of
 
 
+def readable_manifest(store: Store, reference: str) -> Manifest | None:
+    """The manifest of an artifact; None where none is committed, or a damaged one, which nobody can open."""
+    with suppress(CorruptArtifactError):
+        return manifests_in(store)(reference)
+    return None
+
+
+def manifests_of(store: Store, stage: str) -> list[Manifest]:
+    """All of a stage, whoever made them; a damaged one is passed over, for `sppo verify` tells of it where it is named."""
+    keys = [key.split("/") for key in store.backend.list(stage)]
+    references = [f"{stage}/{key[1]}" for key in keys if len(key) == 3 and key[2] == "manifest.json"]
+    found = in_parallel(partial(readable_manifest, store), references)
+    return [manifest for manifest in found if manifest is not None]
+
+
 def outside_sources(manifest: Manifest) -> dict[str, str]:
     """Where an artifact's content came from if not from the store, as its recipe part says it: a hub model, a dataset."""
     found: dict[str, str] = {}
@@ -90,8 +110,8 @@ def named_artifact(store: Store, name: str, iteration: int | None = None, stage:
 def _completed(store: Store, shortened: str) -> str:
     if REFERENCE.fullmatch(shortened):
         return store.open(shortened).reference
-    stage, _, digits = shortened.partition("/")
-    if not stage.isidentifier() or len(digits) < 4 or not set(digits) <= set("0123456789abcdef"):
+    stage = shortened.partition("/")[0]
+    if not SHORTENED.fullmatch(shortened):
         raise StoreError(f"{shortened!r} names no artifact; expected stage/ and at least 4 digits of a fingerprint, or a run")
     keys = [key for key in store.backend.list(stage) if key.startswith(shortened) and key.endswith("/manifest.json")]
     if len(keys) != 1:

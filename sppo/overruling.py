@@ -13,6 +13,7 @@ from sppo.errors import GateError
 from sppo.runs import Entry, IterationIndex, check_run_name, utc_now
 from sppo.store import Store
 from sppo.store.manifest import parse_record
+from sppo.store.seal import sealed
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def pass_gates(store: Store, index: IterationIndex, overruled_by: str | None = N
         by=overruled_by,
         at=utc_now(),
     )
-    store.backend.replace(_key(index.run, index.iteration), (made.model_dump_json(indent=1) + "\n").encode())
+    key = _key(index.run, index.iteration)
+    store.backend.replace(key, sealed(made, key))
     log.warning("%s; overruled now by %s, the run goes on", verdict.summary(), overruled_by)
 
 

@@ -5,6 +5,7 @@ the responses are drawn, their number and their lengths, is taken as given or as
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -247,7 +248,7 @@ def policy_shape(recipe: Recipe, config: Path | None) -> ModelShape:
 
             return shape_of(shape_values(), "the tiny world's policy")
         case FolderModel():
-            return read_shape(Path(source.path).expanduser())
+            return read_shape(Path(os.path.expanduser(source.path)))
         case HubModel():
             return _from_hub(source)
         case StoredModel():

@@ -7,6 +7,7 @@ same kind of folder, so everything here that takes a folder serves them too.
 import fnmatch
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from sppo.errors import PolicyError
 from sppo.fingerprint import digest_of, file_sha256
+from sppo.model_folder import INDEX, code_modules, indexed_weights, read_keys
 from sppo.progress import Report, silent
 from sppo.recipe import FolderModel, HubModel, Policy, Recipe, StoredModel, WorldModel
 from sppo.rendering import Renderer, folded, render
@@ -53,7 +55,7 @@ SETTINGS = (
     "vocab.txt",
     "merges.txt",
     "*.model",
-    "model.safetensors.index.json",
+    INDEX,
 )
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DUPLICATES = ("consolidated*.safetensors", "adapter_model*.safetensors")
@@ -95,7 +97,7 @@ def step(recipe: Recipe) -> Step:
     source = recipe.policy.source
     match source:
         case FolderModel():
-            folder = Path(source.path).expanduser()
+            folder = Path(os.path.expanduser(source.path))
             files = policy_files(folder)
             digest = digest_of([[path.name, file_sha256(path)] for path in files])
             identity = stage_identity("policy", recipe, {"files": digest})
@@ -125,7 +127,7 @@ def policy_files(folder: Path) -> list[Path]:
     if "config.json" not in names:
         hint = "; it is an adapter: merge it into its base model first" if "adapter_config.json" in names else ""
         raise PolicyError(f"{folder} has no config.json; expected a policy in Hugging Face form, found {_shown(names)}{hint}")
-    _read_json(folder / "config.json")
+    read_keys(folder / "config.json", PolicyError)
     weights = _weight_names(folder, names)
     if not set(TOKENIZERS) & set(names):
         raise PolicyError(
@@ -142,12 +144,11 @@ def _shown(names: list[str]) -> str:
 
 def _weight_names(folder: Path, names: list[str]) -> list[str]:
     own = [name for name in fnmatch.filter(names, WEIGHTS) if not any(fnmatch.fnmatch(name, other) for other in DUPLICATES)]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        own = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    if INDEX in names:
+        own = indexed_weights(folder, PolicyError)
         missing = [name for name in own if name not in names]
         if missing:
-            raise PolicyError(f"{folder} lacks {_shown(missing)}, named by {index.name}; copy the whole folder again")
+            raise PolicyError(f"{folder} lacks {_shown(missing)}, named by {INDEX}; copy the whole folder again")
     if not own:
         pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
         hint = f"; {pickled[0]} can run code when opened: convert it to safetensors" if pickled else ""
@@ -165,16 +166,6 @@ def _check_safetensors(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as problem:
         raise PolicyError(f"{path} is not a whole safetensors file: {problem}; copy or download it again") from problem
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise PolicyError(f"cannot read {path}: {problem}; copy the folder again") from problem
-    if not isinstance(content, dict):
-        raise PolicyError(f"{path} holds a {type(content).__name__}; expected keys and values: copy the folder again")
-    return content
 
 
 def _download(source: HubModel) -> list[Path]:
@@ -210,9 +201,17 @@ def _commit(workspace: Workspace, recipe: Recipe, files: list[Path]) -> Outcome:
 
 
 def check(folder: Path, policy: Policy) -> None:
-    """Everything a run needs of a policy's tokenizer, before a model loads. PAD may be missing: nothing pads by id.
+    """Everything a run needs of a policy's small files, before a model loads. PAD may be missing: nothing pads by id.
 
-    Raises PolicyError for a missing chat template or EOS, an unknown stop token, or ids past the model's vocabulary."""
+    Raises PolicyError for code of its own, an index that leads out of the folder, a missing chat template or EOS, an unknown
+    stop token, or ids past the model's vocabulary."""
+    if modules := code_modules(folder, PolicyError):
+        raise PolicyError(
+            f"{folder} is defined by its own Python, {_shown(modules)}, which is never run for a policy; expected an "
+            "architecture that transformers has: choose another policy or revision"
+        )
+    if (folder / INDEX).is_file():
+        indexed_weights(folder, PolicyError)
     tokenizer = load_tokenizer(folder)
     if not tokenizer.chat_template:
         raise PolicyError(
@@ -238,6 +237,11 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         cause = " ".join(str(problem).split())
+        if "trust_remote_code" in cause:
+            raise PolicyError(
+                f"the tokenizer in {folder} is defined by its own Python, which is never run; expected a tokenizer.json: "
+                "write one with save_pretrained where you trust its source"
+            ) from problem
         raise PolicyError(
             f"cannot load the tokenizer in {folder}: {cause}; check its tokenizer.json and config.json"
         ) from problem
@@ -268,7 +272,8 @@ def stop_token_ids(tokenizer: "PreTrainedTokenizerBase", policy: Policy) -> list
 def _settings(text: str) -> dict[str, Any]:
     """A model's config.json; a multimodal one keeps the language model's values under `text_config`."""
     outer = json.loads(text)
-    return {**outer, **outer.get("text_config", {})}
+    inner = outer.get("text_config")
+    return {**outer, **(inner if isinstance(inner, dict) else {})}
 
 
 def context_length(policy: Artifact) -> int | None:

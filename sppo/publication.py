@@ -10,6 +10,7 @@ from sppo.recipe import PolicySource, Recipe, StoredModel
 from sppo.runs import RUN_NAME, Entry, finished_iterations, read_iteration, read_recipe, utc_now
 from sppo.store import Store
 from sppo.store.manifest import parse_record
+from sppo.store.seal import sealed
 
 
 class Publication(BaseModel):
@@ -43,9 +44,9 @@ def publish(store: Store, run: str, iteration: int | None = None, name: str | No
         return last
     number = 1 if last is None else last.number + 1
     made = Publication(name=name, number=number, run=run, iteration=index.iteration, policy=policy, published=utc_now())
-    while not store.backend.create(_history_key(name, made.number), _record(made)):
+    while not store.backend.create(_history_key(name, made.number), sealed(made, _history_key(name, made.number))):
         made = made.model_copy(update={"number": made.number + 1})  # someone else published meanwhile
-    store.backend.replace(_key(name), _record(made))
+    store.backend.replace(_key(name), sealed(made, _key(name)))
     return made
 
 
@@ -91,7 +92,3 @@ def _history_key(name: str, number: int) -> str:
 def _read(store: Store, key: str) -> Publication | None:
     content = store.backend.read(key)
     return None if content is None else parse_record(Publication, content, key)
-
-
-def _record(publication: Publication) -> bytes:
-    return (publication.model_dump_json(indent=1) + "\n").encode()

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Messages = Sequence[dict[str, str]]
 
+FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""Of a chat template, which is a program."""
+
 
 def folded(messages: Messages) -> list[dict[str, str]]:
     """The turns without a leading system turn: its text comes before the first user turn's, with an empty line between.
@@ -74,6 +77,11 @@ class Renderer:
             raise PromptError(
                 f"the chat template refuses the turns ({roles}): {problem}; expected user and assistant in turn: "
                 "mend the prompt, or set policy.system_role to fold if the template knows no system role"
+            ) from problem
+        except FAILURES as problem:
+            raise PromptError(
+                f"the chat template fails: {type(problem).__name__}: {problem}; expected a template that writes user and "
+                "assistant turns: mend the policy's chat_template.jinja, or take it from where the weights are from"
             ) from problem
 
     def _encode(self, text: str, controls_are_text: bool = False) -> list[int]:

@@ -2,10 +2,9 @@
 
 `runs/<name>/recipe.json` is written once, when a run starts. `runs/<name>/iteration-<t>.json` is the small, readable index from
 an iteration to its artifacts; `branch.json` says that the first of them are another run's; `latest.json` how the run was last
-started. None of them makes an artifact exist or not: that is the store's manifest alone.
+started (sppo.last_start). None of them makes an artifact exist or not: that is the store's manifest alone.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,16 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sppo.configuration import validate
+from sppo.configuration import parse_json, validate
 from sppo.difference import recipe_differences
 from sppo.errors import RunError
+from sppo.explanation import kind_of
 from sppo.hardware import Hardware
 from sppo.launch import HERE, Launcher
 from sppo.recipe import Recipe
 from sppo.store import Artifact, Store
 from sppo.store.manifest import SHA256, parse_record
+from sppo.store.seal import check_seal, sealed, without_seal
 
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -49,6 +50,8 @@ class IterationIndex(BaseModel):
     """The recipe's name; its values are in recipe.json."""
     iteration: int = Field(ge=1)
     artifacts: dict[str, Entry]
+    shared_with: str | None = None
+    """The run that this iteration is of, where it was branched from that; None for a run's own."""
 
     def opened(self, store: Store, name: str) -> Artifact:
         """The artifact of one entry. Raises RunError if the iteration has none of that name."""
@@ -77,20 +80,6 @@ class Branch(BaseModel):
     """UTC, ISO 8601."""
 
 
-class LastStart(BaseModel):
-    """How a run was last started: what `sppo resume` does again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hardware: str
-    iterations: int | None
-    """The last one wanted; None is the recipe's last."""
-    at: str
-    """UTC, ISO 8601."""
-    by: str
-    """Who started it, in words."""
-
-
 @dataclass(frozen=True)
 class Setup:
     """Everything a run is about: checked before its first stage, handed to every stage."""
@@ -108,11 +97,14 @@ def check_run_name(run: str) -> str:
     """The name itself. Raises RunError, saying what is wrong with it."""
     if RUN_NAME.fullmatch(run):
         return run
-    problem = f"it has {len(run)} characters" if len(run) > 63 else "it starts or continues with another character"
+    other = next((character for character in run if not re.fullmatch("[a-z0-9._-]", character)), run[:1])
+    problem = f"it has {len(run)} characters" if len(run) > 63 else f"it has {other!r}"
     if not run:
         problem = "it is empty"
     elif "/" in run or "\\" in run:
         problem = "it holds a slash, which would leave the run's folder"
+    elif other == run[0] and other in "-_":
+        problem = f"it starts with {other!r}"
     elif run.startswith("."):
         problem = "it starts with a dot, which would leave or hide the run's folder"
     elif run != run.lower():
@@ -135,11 +127,6 @@ def branch_key(run: str) -> str:
     return f"runs/{check_run_name(run)}/branch.json"
 
 
-def latest_key(run: str) -> str:
-    """Where the record of a run's last start lies in the store."""
-    return f"runs/{check_run_name(run)}/latest.json"
-
-
 def write_iteration(
     setup: Setup,
     iteration: int,
@@ -156,8 +143,8 @@ def write_iteration(
         named |= {f"duel.{position}.{against}": duel for against, duel in enumerate(row)}
     entries = {name: Entry(reference=made.reference, digest=made.digest) for name, made in named.items()}
     index = IterationIndex(run=setup.run, recipe=setup.recipe.name, iteration=iteration, artifacts=entries)
-    content = (index.model_dump_json(indent=1) + "\n").encode()
-    setup.store.backend.replace(index_key(setup.run, iteration), content)
+    key = index_key(setup.run, iteration)
+    setup.store.backend.replace(key, sealed(index, key))
     return index
 
 
@@ -214,29 +201,24 @@ def finished_iterations(store: Store, run: str) -> list[IterationIndex]:
 
 
 def find_branch(store: Store, run: str) -> Branch | None:
-    """Where a run branched from another; None for one of its own."""
+    """Where a run branched from another; None for one of its own. Raises RunError if the record of it is lost."""
     key = branch_key(run)
     content = store.backend.read(key)
-    return None if content is None else parse_record(Branch, content, key)
+    if content is not None:
+        return parse_record(Branch, content, key)
+    first = find_iteration(store, run, 1)
+    if first is not None and first.shared_with is not None:
+        raise RunError(
+            f"{key} is missing, although iteration 1 of run {run} is that of run {first.shared_with}; "
+            f"make it again with: sppo branch {first.shared_with} --at T --recipe RECIPE --run {run}"
+        )
+    return None
 
 
 def shared_iterations(store: Store, run: str) -> int:
     """How many of a run's iterations, the first ones, are another run's."""
     branch = find_branch(store, run)
     return 0 if branch is None else branch.at
-
-
-def find_last_start(store: Store, run: str) -> LastStart | None:
-    """How a run was last started; None if it never was."""
-    key = latest_key(run)
-    content = store.backend.read(key)
-    return None if content is None else parse_record(LastStart, content, key)
-
-
-def remember_start(setup: Setup, hardware: str, iterations: int | None, by: str) -> None:
-    """Write down how a run is started now. hardware: a name or a path, as it was given."""
-    last = LastStart(hardware=hardware, iterations=iterations, at=utc_now(), by=by)
-    setup.store.backend.replace(latest_key(setup.run), (last.model_dump_json(indent=1) + "\n").encode())
 
 
 def utc_now() -> str:
@@ -247,7 +229,15 @@ def utc_now() -> str:
 def find_recipe(store: Store, run: str) -> Recipe | None:
     """The resolved recipe that a run was started with, or None if no such run was."""
     content = store.backend.read(recipe_key(run))
-    return None if content is None else validate(Recipe, _json_values(content, run), recipe_key(run), RunError)
+    if content is None:
+        return None
+    values = _json_values(without_seal(content), run)
+    check_seal(content, recipe_key(run))
+    try:
+        return validate(Recipe, values, recipe_key(run), RunError)
+    except RunError as problem:
+        mend = f"it was changed by hand, or written by another version: delete {recipe_key(run)} and start the run again"
+        raise RunError(f"{problem}; {mend}") from problem
 
 
 def read_recipe(store: Store, run: str) -> Recipe:
@@ -274,7 +264,7 @@ def start(store: Store, run: str, recipe: Recipe, resolve: Callable[[Recipe], Re
         if find_branch(store, run) is not None:
             raise RunError(f"run {run} was being branched from another and is not whole; give the `sppo branch` command again")
         resolved = resolve(recipe)
-        if store.backend.create(recipe_key(run), (resolved.model_dump_json(indent=1) + "\n").encode()):
+        if store.backend.create(recipe_key(run), sealed(resolved, recipe_key(run))):
             return resolved
         started = read_recipe(store, run)
     differences = recipe_differences(started, recipe, left_open=True)
@@ -289,9 +279,9 @@ def start(store: Store, run: str, recipe: Recipe, resolve: Callable[[Recipe], Re
 
 def _json_values(content: bytes, run: str) -> dict[str, object]:
     try:
-        values = json.loads(content)
+        values = parse_json(content)
     except ValueError as problem:
         raise RunError(f"{recipe_key(run)} is not JSON: {problem}; delete it and start the run again") from problem
     if not isinstance(values, dict):
-        raise RunError(f"{recipe_key(run)} holds {type(values).__name__}; expected a recipe: delete it and start the run again")
+        raise RunError(f"{recipe_key(run)} holds {kind_of(values)}; expected a recipe: delete it and start the run again")
     return values

@@ -68,6 +68,7 @@ def build(
     def run(workspace: Workspace) -> Outcome:
         sizes = _check(policy, prompts, answers)
         missing = [name for name in sizes if workspace.part(part_name(name)) is None]
+        workspace.note_found(len(sizes) - len(missing), len(sizes))
         if missing:
             whole = ScoreRun(
                 fingerprint=identity.fingerprint,

@@ -4,7 +4,7 @@ A row that cannot be read is still a row: it carries what is wrong with it, so t
 """
 
 import difflib
-import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sppo.configuration import parse_json
 from sppo.errors import PromptError
+from sppo.explanation import kind_of
 from sppo.fingerprint import digest_of, file_sha256
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
@@ -55,7 +57,7 @@ class Rows:
 
 def is_local(reference: str) -> bool:
     """Whether a dataset is on this machine: it exists, or cannot be a hub id."""
-    return Path(reference).expanduser().exists() or reference.endswith(SUFFIXES) or not HUB_ID.match(reference)
+    return Path(os.path.expanduser(reference)).exists() or reference.endswith(SUFFIXES) or not HUB_ID.match(reference)
 
 
 def split_revision(reference: str) -> tuple[str, str]:
@@ -68,7 +70,7 @@ def files_of(reference: str) -> list[Path]:
     """A local dataset's files: the file itself, or the JSONL and Parquet files of a folder and of its `data` folder, sorted.
 
     Raises PromptError if there are none."""
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))
     if path.is_file():
         return [path]
     found = [file for folder in (path, path / "data") if folder.is_dir() for file in sorted(folder.iterdir())]
@@ -83,7 +85,7 @@ def split_files(reference: str, split: str) -> list[Path]:
     """The local files of one split: `<split>.parquet` or `<split>-*.parquet`, in the folder, in its `data`, or behind a prefix.
 
     Raises PromptError naming the files there are."""
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))
     places = [(path, ""), (path / "data", "")] if path.is_dir() else [(path.parent, path.name)]
     name = re.compile(rf"^{re.escape(split)}(-.*)?\.(parquet|jsonl)$")
     seen = []
@@ -119,7 +121,7 @@ def read_hub(name: str, revision: str, split: str | None, wanted: Sequence[str])
 
     try:
         loaded = datasets.load_dataset(name, split=split, revision=revision)
-    except (OSError, ValueError) as problem:  # datasets' own errors are of these kinds
+    except (OSError, ValueError, RuntimeError) as problem:  # RuntimeError: of a dataset that is a script, which is not run
         raise PromptError(
             f"cannot load dataset {name}{f' split {split}' if split else ''} at {revision[:8]}: "
             f"{' '.join(str(problem).split())}; check the network and the names in prompts.source, or give a local file"
@@ -185,13 +187,13 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> Rows:
 
 def _parse(line: bytes) -> tuple[dict[str, Any], str]:
     try:
-        value = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        value = parse_json(line.decode("utf-8"), _refuse_constant)
     except UnicodeDecodeError as problem:
         return {}, f"is not UTF-8: {problem.reason}"
-    except (ValueError, RecursionError) as problem:
+    except ValueError as problem:
         return {}, f"is not JSON: {problem}"
     if not isinstance(value, dict):
-        return {}, f"holds a {type(value).__name__}, expected an object with keys"
+        return {}, f"holds {kind_of(value)}, and no keys"
     return value, ""
 
 

@@ -65,13 +65,17 @@ def show_lineage(
     plain_console().print(lineage_tree(origin, recipe))
 
 
-def verify(run: RunName, store: StoreUrl) -> None:
-    """Read and hash every byte of a run's artifacts again. Exit status 1 if any is damaged."""
-    from flows.inspection import show_verified
+def verify(
+    run: RunName,
+    store: StoreUrl,
+    mend: Annotated[bool, typer.Option("--mend", help="Delete what is damaged: a resume makes only that anew.")] = False,
+) -> None:
+    """Read and hash every byte of a run's records and artifacts again. Exit status 1 if any is damaged and stays so."""
+    from flows.audit import show_verified
     from flows.terminal import plain_console
     from sppo.store import Store
 
-    if not show_verified(plain_console(), Store(store), run):
+    if not show_verified(plain_console(), Store(store), run, mend):
         raise typer.Exit(1)
 
 

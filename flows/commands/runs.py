@@ -83,8 +83,8 @@ def branch_run(
     from flows.presentation import program
     from flows.terminal import plain_console
     from sppo.branch import branch
+    from sppo.last_start import find_last_start
     from sppo.recipe import load_recipe
-    from sppo.runs import find_last_start
     from sppo.store import Store
 
     opened = Store(store)

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sppo.configuration import parse_json
 from sppo.errors import EvaluationError
+from sppo.explanation import kind_of
 
 Array = npt.NDArray[np.float64]
 
@@ -105,11 +107,11 @@ def from_json(text: str, where: str = "annotations.json") -> list[Annotation]:
     Raises EvaluationError naming the row for one that lacks a column, has a preference outside 1 to 2, or an instruction that
     was there before."""
     try:
-        rows = json.loads(text)
+        rows = parse_json(text)
     except ValueError as problem:
         raise EvaluationError(f"{where} is not JSON: {problem}; expected a list of annotations: write it again") from problem
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise EvaluationError(f"{where} holds {type(rows).__name__}; expected a list of objects, one an instruction")
+        raise EvaluationError(f"{where} holds {kind_of(rows)}; expected a list of objects, one an instruction")
     annotations = [_from_row(row, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
     by_instruction(annotations)
     return annotations

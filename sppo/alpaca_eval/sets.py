@@ -6,7 +6,6 @@ A file is a path of this machine or any URL that fsspec reads (`s3://`, `hf://da
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sppo.alpaca_eval.annotations import shown
+from sppo.configuration import parse_json
 from sppo.errors import EvaluationError, StoreError
+from sppo.explanation import kind_of
 from sppo.recipe.alpaca_eval import EVALUATION_SET_SHA256, GAMED_BASELINES_SHA256
 from sppo.store.backend import open_backend
 
+LARGEST = 1e9
+"""No figure of a baseline is further from 0."""
 Array = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 
@@ -98,12 +101,14 @@ def read_evaluation_set(url: str, sha256: str = EVALUATION_SET_SHA256) -> Evalua
 def parse_evaluation_set(content: bytes, name: str) -> EvaluationSet:
     """A set from a file's content. Raises EvaluationError naming the file for one that is none of its form."""
     try:
-        rows = json.loads(content)
-        questions = tuple(_question(row) for row in rows)
+        rows = parse_json(content)
+        if not isinstance(rows, list) or not rows:
+            raise TypeError("it holds no list of questions")
+        questions = tuple(_question(row, number) for number, row in enumerate(rows, start=1))
         generators = sorted({str(row["generator"]) for row in rows})
     except (ValueError, KeyError, TypeError) as problem:
         raise EvaluationError(
-            f"{name} is no evaluation set ({type(problem).__name__}: {problem}); "
+            f"{name} is no evaluation set ({_cause(problem)}); "
             "expected a JSON list of objects with instruction, output and generator"
         ) from problem
     if len(generators) != 1:
@@ -136,16 +141,25 @@ def parse_gamed_baselines(content: bytes, name: str) -> GamedBaselines:
             for column in ("preference", "std_delta_len", "instruction_difficulty", "index")
         }
         for column in ("index", "std_delta_len", "instruction_difficulty"):
-            if not np.isfinite(columns[column]).all():
-                raise ValueError(f"row {int(np.flatnonzero(~np.isfinite(columns[column]))[0]) + 1} has no {column}")
+            bad = ~(np.abs(columns[column]) <= LARGEST)  # (G,), also of nan
+            if bad.any():
+                raise ValueError(f"row {int(np.flatnonzero(bad)[0]) + 1} has no {column} that can be used")
         positions = columns["index"].astype(np.int64)  # (G,)
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, csv.Error) as problem:
         raise EvaluationError(
-            f"{name} holds no gamed baselines ({type(problem).__name__}: {problem}); "
+            f"{name} holds no gamed baselines ({_cause(problem)}); "
             "expected a CSV with the columns index, preference, std_delta_len and instruction_difficulty"
         ) from problem
     found = (columns["preference"], columns["std_delta_len"], columns["instruction_difficulty"], positions)
     return GamedBaselines(*found, hashlib.sha256(content).hexdigest())
+
+
+def _cause(problem: Exception) -> str:
+    if isinstance(problem, KeyError):
+        return f"it has no {problem.args[0]}"
+    if isinstance(problem, UnicodeEncodeError):
+        return f"the text {shown(problem.object)!a} is not Unicode"
+    return str(problem)
 
 
 def read_pinned(url: str, sha256: str) -> bytes:
@@ -177,17 +191,22 @@ def _read(url: str) -> bytes:
             return bytes(stream.read())
     except (OSError, ValueError, ImportError, ClientError, HTTPError, StoreError) as problem:
         # the client's own words stay out of the message where the address may hold a secret: they echo it
-        words = " ".join(str(problem).split())[:300] if name == url else type(problem).__name__
+        said = (problem.strerror if isinstance(problem, OSError) else None) or " ".join(str(problem).split())[:300]
+        words = said if name == url else type(problem).__name__
         raise EvaluationError(
             f"cannot read {name}: {words}; expected a file of this machine or an address that fsspec reads: "
             "check the path, the network, and the credentials in the environment"
         ) from problem
 
 
-def _question(row: dict[str, Any]) -> Question:
+def _question(row: Any, number: int) -> Question:
+    if not isinstance(row, dict):
+        raise TypeError(f"question {number} is {kind_of(row)}")
     texts = [row["instruction"], row["output"], row.get("dataset", "")]
     if not all(isinstance(text, str) for text in texts):
-        raise TypeError("instruction, output and dataset are text")
+        raise TypeError(f"question {number} has an instruction, output or dataset that is no text")
+    for text in texts:
+        text.encode("utf-8")  # a lone surrogate passes JSON, and no tokenizer
     return Question(*texts)
 
 

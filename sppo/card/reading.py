@@ -17,10 +17,11 @@ from sppo.checks import FILE as CHECKS_FILE
 from sppo.checks import CheckReport
 from sppo.errors import CardError
 from sppo.fingerprint import seed_of
+from sppo.last_start import find_last_start
 from sppo.lineage import Origin, lineage, manifests_in, named_artifact
 from sppo.recipe import HubModel, Recipe
 from sppo.report import RunReport, assemble
-from sppo.runs import IterationIndex, find_last_start, read_iteration, read_recipe
+from sppo.runs import IterationIndex, read_iteration, read_recipe
 from sppo.sources import HUB_ID, is_local
 from sppo.statistics import Interval, ratio_interval
 from sppo.store import Artifact, Manifest, Store

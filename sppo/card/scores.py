@@ -3,14 +3,13 @@
 One row is one number of one policy, with its interval and how many rows it is a mean of.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from sppo.configuration import Frozen, validate
+from sppo.configuration import Frozen, parse_json, validate
 from sppo.errors import CardError
 from sppo.fingerprint import canonical_json
 from sppo.statistics import Interval
@@ -159,7 +158,7 @@ def parse_scores(content: bytes | str, where: str) -> Scores:
 def parsed(kind: type[Kind], content: bytes | str, where: str) -> Kind:
     """A model of this kind from its JSON. Raises CardError naming what is wrong, and where."""
     try:
-        values = json.loads(content)
+        values = parse_json(content)
     except ValueError as problem:
         raise CardError(f"{where} is not JSON: {problem}; evaluate again, or give another file") from problem
     if not isinstance(values, dict):

@@ -23,7 +23,7 @@ class TransformersEngine:
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
         self.settings = settings
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         # only the eager attention knows the soft-cap of Gemma-2; the others leave it out in silence
         attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
         self.model: Any = AutoModelForCausalLM.from_pretrained(
@@ -31,6 +31,7 @@ class TransformersEngine:
             dtype=getattr(torch, settings.dtype),
             attn_implementation=attention,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
         ).to(settings.device)
         self.model.eval()

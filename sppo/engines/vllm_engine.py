@@ -81,6 +81,7 @@ def engine_arguments(folder: Path, settings: EngineSettings) -> dict[str, Any]:
     """Arguments of vLLM's EngineArgs."""
     arguments: dict[str, Any] = {
         "model": str(folder),
+        "trust_remote_code": False,
         "skip_tokenizer_init": True,  # ids in, ids out
         "generation_config": "vllm",  # the model's own file would add stop tokens and sampling that the recipe does not name
         "dtype": settings.dtype,

@@ -115,6 +115,9 @@ def judge_contests(
     launch = HERE if judge_artifact is None else launch
     everything = [(contest, name) for contest in contests for name in contest.pairs]
     missing = [(contest, name) for contest, name in everything if not is_whole(newest_part(contest.workspace, name))]
+    for contest in contests:
+        left = sum(each is contest for each, _ in missing)
+        contest.workspace.note_found(len(contest.pairs) - left, len(contest.pairs))
     if missing:
         first = contests[0].workspace
         machines = launch.machines(first.stage, first.fingerprint)

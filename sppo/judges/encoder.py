@@ -27,6 +27,7 @@ FIXED = {
     "conv_kernel_size": 0,
 }
 """What DeBERTa-v3, PairRM's encoder, has; DeBERTa-v2's other variants are refused."""
+POSITIVE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 ASSUMED = {"hidden_act": "gelu", "type_vocab_size": 0, "conv_kernel_size": 0}
 """Of these, the ones a config.json may leave out."""
 
@@ -69,14 +70,18 @@ def encoder_shape(fields: Mapping[str, Any]) -> EncoderShape:
             raise JudgeError(
                 f"the judge's encoder has {name} {found!r}; expected {value!r}, as in DeBERTa-v3: choose a PairRM judge"
             )
-    kinds = fields.get("pos_att_type") or ()
-    if set(kinds.split("|") if isinstance(kinds, str) else kinds) != {"c2p", "p2c"}:
+    kinds = fields.get("pos_att_type")
+    if sorted(kinds.split("|") if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []) != ["c2p", "p2c"]:
         raise JudgeError(f"the judge's encoder has pos_att_type {kinds!r}; expected p2c and c2p, as in DeBERTa-v3")
     known = {name: fields[name] for name in EncoderShape.__dataclass_fields__ if name in fields}
     try:
         shape = EncoderShape(**known)
     except TypeError as error:
         raise JudgeError(f"the judge's encoder lacks a field: {error}; expected a whole config.json of DeBERTa-v3") from error
+    for name in POSITIVE:
+        found = getattr(shape, name)
+        if type(found) is not int or found < 1:
+            raise JudgeError(f"the judge's encoder has {name} {found!r}; expected a whole number: fetch its config.json anew")
     if shape.hidden_size % shape.num_attention_heads:
         raise JudgeError(
             f"the judge's encoder has hidden_size {shape.hidden_size}, which does not divide into "

@@ -6,7 +6,6 @@ is an error; one that goes away later is asked no more until the next exchange, 
 
 import asyncio
 import email.utils
-import json
 import random
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from sppo.configuration import parse_json
 from sppo.errors import JudgeError
 from sppo.recipe import Endpoint
 
@@ -114,7 +114,7 @@ class Exchange:
         if status != 200:
             raise JudgeError(f"{self._shown} answers {status}: {self._words(response)}; {_next_move(status)}")
         try:
-            reply = json.loads(response.content)
+            reply = parse_json(response.content)
         except ValueError as problem:
             raise UnreadableError("not_json") from problem
         self._count_tokens(reply)
@@ -158,7 +158,7 @@ class Exchange:
     def _words(self, response: httpx.Response) -> str:
         text = response.text
         try:
-            found = json.loads(text)["error"]
+            found = parse_json(text)["error"]
             text = str(found["message"] if isinstance(found, dict) else found)
         except (ValueError, KeyError, TypeError):
             pass

@@ -43,7 +43,7 @@ def local_path(path: str) -> Path | None:
     parts = urlsplit(path)
     if parts.scheme == "file":
         return Path(parts.netloc + parts.path)
-    return None if "://" in path else Path(path).expanduser()
+    return None if "://" in path else Path(os.path.expanduser(path))
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,14 @@
 """A transformers judge's folder: which files are kept of it, what must be there, and whether its own Python may run."""
 
 import fnmatch
-import json
 from pathlib import Path
-from typing import Any
 
-from sppo import recipe
+from sppo import model_folder, recipe
 from sppo.errors import JudgeError
 from sppo.fingerprint import digest_of, file_sha256
+from sppo.model_folder import CONFIG, INDEX, indexed_weights, read_keys
 from sppo.policy import DUPLICATES, SETTINGS, TOKENIZERS, WEIGHTS
 
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
 CODE = "*.py"
 """A folder's own Python; kept only where the recipe names it."""
 PATTERNS = (*SETTINGS, WEIGHTS)
@@ -24,7 +21,7 @@ def judge_files(folder: Path, code: bool) -> list[Path]:
     Raises JudgeError naming what is missing, or pickled weights."""
     if not folder.is_dir():
         raise JudgeError(f"judge folder {folder} is not there; expected a judge in Hugging Face form: mend the judge's source")
-    read_json(folder / CONFIG)
+    read_keys(folder / CONFIG, JudgeError)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = {path.name for path in weight_files(folder)}
     if not set(TOKENIZERS) & set(names):
@@ -40,7 +37,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors of a folder, one or several. Raises JudgeError for a missing shard, or pickles alone."""
     names = sorted(path.name for path in folder.iterdir())
     if INDEX in names:
-        named = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        named = indexed_weights(folder, JudgeError)
         for name in named:
             if name not in names:
                 raise JudgeError(f"{folder} lacks {name}, which {INDEX} names; copy the whole folder again")
@@ -56,19 +53,6 @@ def weight_files(folder: Path) -> list[Path]:
             "use a revision that has them, or convert it with safetensors where you trust its source"
         )
     raise JudgeError(f"{folder} has no weights; expected *.safetensors beside {CONFIG}: copy or fetch the whole folder again")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Keys and values of a JSON file. Raises JudgeError naming it."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JudgeError(f"{path} is missing; expected a judge in Hugging Face form, whose {CONFIG} says what it is") from None
-    except (OSError, ValueError) as problem:
-        raise JudgeError(f"cannot read {path}: {problem}; copy or fetch it again") from problem
-    if not isinstance(found, dict):
-        raise JudgeError(f"{path} holds {type(found).__name__}; expected keys and values: copy or fetch it again")
-    return found
 
 
 def code_name(source: recipe.PretrainedSource, folder: Path) -> str:
@@ -97,24 +81,5 @@ def check_code(judge: recipe.SingleJudge, folder: Path, expected: str) -> None:
 
 
 def code_modules(folder: Path) -> list[str]:
-    """Python files that define a folder's model; none for an architecture that transformers has.
-
-    Raises JudgeError for code of yet another repository, which no digest here would cover."""
-    config = read_json(folder / CONFIG)
-    named = [value for value in config.get("auto_map", {}).values() if isinstance(value, str)]
-    if not named or _is_known(config):
-        return []
-    for value in named:
-        if "--" in value:
-            raise JudgeError(
-                f"{folder / CONFIG} takes its code from another repository, {value!r}; expected it beside the weights: "
-                "copy it there and mend auto_map"
-            )
-    return sorted({f"{value.split('.')[0]}.py" for value in named})
-
-
-def _is_known(config: dict[str, Any]) -> bool:
-    import transformers
-
-    architectures = config.get("architectures") or []
-    return bool(architectures) and all(hasattr(transformers, name) for name in architectures)
+    """Python files that define a judge's model; none for an architecture that transformers has. Raises JudgeError."""
+    return model_folder.code_modules(folder, JudgeError)

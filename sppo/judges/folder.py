@@ -7,14 +7,15 @@
 | ours | both in one | in config.json |
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sppo.configuration import parse_json
 from sppo.errors import JudgeError
+from sppo.explanation import kind_of
 from sppo.judges.segments import ControlTokens, JudgeTokenizer
 
 CONFIG = "config.json"
@@ -71,8 +72,8 @@ def read_folder(path: Path) -> JudgeFolder:
         )
     _check_control(path, config, tokenizer.control)
     described = {**encoder, "vocab_size": rows, "pad_token_id": tokenizer.control.pad}
-    tasks, dropout = int(config.get("n_tasks", 1)), float(config.get("drop_out", 0.05))
-    return JudgeFolder(path, described, tasks, dropout, shapes)
+    tasks, dropout = _number(path, config, "n_tasks", 1), _number(path, config, "drop_out", 0.05)
+    return JudgeFolder(path, described, int(tasks), dropout, shapes)
 
 
 def encoder_source(path: Path) -> str | None:
@@ -89,15 +90,22 @@ def encoder_source(path: Path) -> str | None:
     return named
 
 
+def _number(path: Path, config: Mapping[str, Any], name: str, default: float) -> float:
+    found = config.get(name, default)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise JudgeError(f"{path / CONFIG} has {name} {found!r}; expected a number: fetch the judge anew")
+    return found
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise JudgeError(f"{path} is missing; expected a PairRM folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise JudgeError(f"{path} is not valid JSON: {error}; fetch it anew") from error
     if not isinstance(found, dict):
-        raise JudgeError(f"{path} holds {type(found).__name__}; expected keys and values")
+        raise JudgeError(f"{path} holds {kind_of(found)}; expected keys and values")
     return found
 
 

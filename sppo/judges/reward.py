@@ -14,7 +14,8 @@ import numpy as np
 from sppo.errors import JudgeError
 from sppo.judges import Device, Judge, Logits, Match, Rulings, questions, spread
 from sppo.judges.causal import ChatTokenizer, batches, conversations, load_model, report_pairs
-from sppo.judges.files import CONFIG, code_modules, read_json
+from sppo.judges.files import check_code, code_modules, code_name
+from sppo.model_folder import CONFIG, read_keys
 from sppo.progress import Report
 from sppo.recipe import RewardModelJudge
 
@@ -41,6 +42,7 @@ class RewardJudge(Judge):
         code = bool(code_modules(folder))
         if code and judge.trust_code is None:
             raise JudgeError(f"{folder} needs its own Python, which this recipe does not name: fetch the judge by this recipe")
+        check_code(judge, folder, code_name(judge.source, folder))
         tokenizer = check(judge, folder)
         with _older_names(code):
             model = load_model(AutoModelForSequenceClassification, folder, judge.precision, device, code=code)
@@ -90,7 +92,7 @@ def check(judge: RewardModelJudge, folder: Path) -> ChatTokenizer:
     tokenizer = ChatTokenizer(folder)
     if not code_modules(folder):
         try:
-            labels = AutoConfig.for_model(**read_json(folder / CONFIG)).num_labels
+            labels = AutoConfig.for_model(**read_keys(folder / CONFIG, JudgeError)).num_labels
         except (ValueError, TypeError) as problem:
             cause = " ".join(str(problem).split())[:200]
             raise JudgeError(

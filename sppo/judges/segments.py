@@ -86,11 +86,15 @@ class JudgeTokenizer:
                 f"{path} is missing; expected the encoder's fast tokenizer: "
                 "copy the tokenizer.json of the judge's repository there"
             )
-        full = Tokenizer.from_file(str(path))
+        try:
+            full = Tokenizer.from_file(str(path))
+            plain = _without_control(json.loads(path.read_text(encoding="utf-8")))
+        except Exception as problem:  # tokenizers has no class of its own for what it cannot read
+            raise JudgeError(f"{path} is no tokenizer: {problem}; fetch it from the judge's repository again") from problem
         full.add_tokens([token for token in PREFIXES if full.token_to_id(token) is None])
         self.size: int = full.get_vocab_size(with_added_tokens=True)
         self.control = ControlTokens(*(_id_of(full, token, path) for token in ("[CLS]", "[SEP]", "[PAD]", *PREFIXES)))
-        self._plain = Tokenizer.from_str(json.dumps(_without_control(json.loads(path.read_text(encoding="utf-8")))))
+        self._plain = Tokenizer.from_str(json.dumps(plain))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text alone, without control tokens, whatever the text holds."""
@@ -122,7 +126,11 @@ def _id_of(tokenizer: Any, token: str, path: Path) -> int:
 
 def _without_control(description: dict[str, Any]) -> dict[str, Any]:
     """A tokenizer.json under which no text can spell a control token: none is recognised, and their pieces cannot match."""
-    names = {token["content"] for token in description["added_tokens"]} | set(PREFIXES) | {"[CLS]", "[SEP]", "[PAD]", "[MASK]"}
+    names = (
+        {token["content"] for token in description.get("added_tokens", [])}
+        | set(PREFIXES)
+        | {"[CLS]", "[SEP]", "[PAD]", "[MASK]"}
+    )
     model = dict(description["model"])
     names.discard(model.get("unk_token"))  # found by its name in these models, and an unknown word in any case
     vocabulary = model["vocab"]

@@ -12,6 +12,7 @@ from sppo.fingerprint import digest_of, file_sha256
 from sppo.judges import files
 from sppo.judges.fetching import ObjectFolder, from_hub, local_path
 from sppo.judges.folder import CONFIG, ENCODER, TOKENIZER, WEIGHTS, encoder_source, read_folder
+from sppo.model_folder import read_keys
 from sppo.policy import DUPLICATES
 from sppo.progress import Report, silent
 from sppo.recipe.judges import Weightless
@@ -101,7 +102,7 @@ def _make_pairrm(judge: recipe.PairRMJudge, seed: int, workspace: Workspace) -> 
             _gather(_fetched(judge.source, FILES), folder)
         case _:
             assert_never(judge.source)
-    _log_origin(workspace, judge.source, _add_encoder(folder))
+    _log_origin(workspace, judge.source, _add_encoder(folder, of_hub=isinstance(judge.source, recipe.HubModel)))
     tensors = _checked(folder)
     workspace.add_files(path for path in sorted(folder.iterdir()) if path.name in FILES)
     _drop_copy(judge.source, FILES)
@@ -175,21 +176,28 @@ def _gather(source: Path, folder: Path) -> None:
         (folder / pickles[0].name).symlink_to(pickles[0].resolve())  # so that the error can name it
 
 
-def _add_encoder(folder: Path) -> recipe.HubModel | None:
-    """Puts the encoder's config.json beside a native folder's, from the folder or hub model that it names.
+def _add_encoder(folder: Path, of_hub: bool) -> recipe.HubModel | None:
+    """Puts the encoder's config.json beside a native folder's, from the hub model that it names or, of a folder, the folder:
+    what came from the hub names no file of this machine.
 
-    Result: the hub model, pinned, if it came from one: PairRM's own files say no revision of it."""
+    Result: the hub model, pinned, if it came from one: PairRM's own files say no revision of it.
+    Raises JudgeError for a file that is no such encoder's: a judge must not bring this machine's other files into a store."""
     named = encoder_source(folder)
     if named is None:
         return None
     pinned = None
     found = Path(named) / CONFIG
-    if not found.is_file():
+    if of_hub or not found.is_file():
         from sppo.resolve import pin
 
         pinned = recipe.HubModel(kind="hub", model=named, revision=pin("model", named, "main"))
         found = from_hub(named, pinned.revision, (CONFIG,)) / CONFIG
     log.info("judge: the encoder's shape is that of %s", f"{named} at {pinned.revision}" if pinned else named)
+    if read_keys(found, JudgeError).get("model_type") != "deberta-v2":
+        raise JudgeError(
+            f"the judge names {named!r} as its encoder, whose {CONFIG} says no model_type 'deberta-v2'; expected PairRM's "
+            f"encoder: save its own {CONFIG} beside the judge's as {ENCODER}"
+        )
     (folder / ENCODER).write_bytes(found.read_bytes())
     return pinned
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from sppo.errors import LaunchError
+from sppo.launch.processes import check_going_on
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def lock_folder(scratch: Path) -> Path:
 def lent(count: int, device: str, scratch: Path, holder: str) -> Iterator[tuple[str, ...]]:
     """`count` devices of this machine for as long as this lasts, by name; waits until they are free. None on CPU.
 
-    Raises LaunchError if the machine has fewer."""
+    Raises LaunchError if the machine has fewer, StoppedError after `halt`."""
     names = machine_devices(device)
     check_devices(device, count)
     if not names:
@@ -78,6 +79,7 @@ def _take(names: list[str], count: int, folder: Path, holder: str, held: ExitSta
     taken: list[str] = []
     told = time.monotonic()
     while True:
+        check_going_on(holder)
         for name in names:
             if name not in taken and len(taken) < count:
                 stream = _try_lock(folder / f"device-{name.replace('/', '_')}.lock", holder)
@@ -96,6 +98,7 @@ def _take(names: list[str], count: int, folder: Path, holder: str, held: ExitSta
 def _locked(path: Path, holder: str) -> Iterator[None]:
     told = time.monotonic()
     while (stream := _try_lock(path, holder)) is None:
+        check_going_on(holder)
         if time.monotonic() - told > TELL_S:
             told = time.monotonic()
             log.info("%s: waits for devices behind %s", holder, path.read_text(encoding="utf-8").strip() or "another run")

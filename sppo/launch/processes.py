@@ -5,6 +5,7 @@ follow, its progress to a small file that we poll; if one of several fails, the 
 lines. No process outlives the one that started it.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -16,14 +17,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from pydantic import BaseModel
 
 from sppo import errors
 from sppo.errors import LaunchError, OutOfMemoryError, SppoError, StoppedError, TimeUpError
+from sppo.launch import memory
 from sppo.launch.output import Tail
 from sppo.progress import Progress, Report, read_progress
+from sppo.store.room import full_disk, no_room
 
 POLL_S = 0.1
 GRACE_S = 10.0
@@ -62,16 +64,22 @@ def worker_main(work: Callable[[Path], None]) -> None:
         _refuse(config, error)
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this alone
-            words = str(error).split(". ")[0]
-            told = f"{words}; lower tokens_per_device, tokens_per_batch or max_concurrent in the hardware file"
-            _refuse(config, OutOfMemoryError(told))
+        told = memory.of_error(error, _own_module()) or (no_room(error) if isinstance(error, OSError) else None)
+        if told is not None:
+            _refuse(config, told)
         raise
+
+
+def _own_module() -> str:
+    """The module that this process runs, such as `sppo.workers.train`."""
+    specification = sys.modules["__main__"].__spec__
+    return "" if specification is None else specification.name
 
 
 def _refuse(config: Path, error: SppoError) -> None:
     refusal = {"error": type(error).__name__, "message": str(error)}
-    _refusal_file(config, os.environ).write_text(json.dumps(refusal), encoding="utf-8")
+    with contextlib.suppress(OSError):  # a full disk takes no word of its being full: the file alone says it
+        _refusal_file(config, os.environ).write_text(json.dumps(refusal), encoding="utf-8")
 
 
 def _refusal_file(config: Path, environment: Mapping[str, str]) -> Path:
@@ -164,6 +172,7 @@ def run_workers(
     Raises what the first worker to fail refused on purpose, in its own words; else LaunchError with its exit status and last
     lines, or when the time is up; StoppedError after `halt`."""
     processes: list[subprocess.Popen[bytes]] = []
+    kills = memory.kernel_kills()
     tails = [Tail(worker.log, worker.label) for worker in workers]
     deadline = time.monotonic() + timeout_s
     try:
@@ -181,7 +190,7 @@ def run_workers(
                 # a rank that refused takes its peers down with it: its words come before theirs
                 told = [at for at in failed if _refusal_file(workers[at].config, workers[at].environment).is_file()]
                 worst = (told or failed)[0]
-                raise _failure(workers[worst], codes[worst])
+                raise _failure(workers[worst], codes[worst], kills)
             if all(code == 0 for code in codes):
                 return
             if time.monotonic() > deadline:
@@ -225,13 +234,19 @@ def _pass_on(
     return now
 
 
-def _failure(worker: Worker, code: int | None) -> SppoError:
+def _failure(worker: Worker, code: int | None, kills: int) -> SppoError:
     refusal = _refusal_file(worker.config, worker.environment)
     if refusal.is_file():
-        told = json.loads(refusal.read_text(encoding="utf-8"))
-        kind = getattr(errors, told["error"], LaunchError)
-        return cast("type[SppoError]", kind)(told["message"])
+        try:
+            told = json.loads(refusal.read_text(encoding="utf-8"))
+        except ValueError:
+            return full_disk(refusal)
+        kind = errors.named(told["error"])
+        return kind(f"{worker.label}: {told['message']}" if kind is OutOfMemoryError else told["message"])
     lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+    memory_ended = memory.of_end(code, lines, kills, worker.module)
+    if memory_ended is not None:
+        return OutOfMemoryError(f"{worker.label}: {memory_ended}")
     cause = f"exit status {code}"
     if code is not None and code < 0:
         cause = f"signal {signal.Signals(-code).name}"

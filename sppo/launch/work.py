@@ -20,6 +20,7 @@ from sppo.errors import StoreError
 from sppo.progress import Progress
 from sppo.store import FileEntry, Store
 from sppo.store.manifest import parse_record
+from sppo.store.seal import sealed
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class Beats:
             self.record = self.record.model_copy(update={**changes, "at": now()})
             record = self.record
         key = work_key(record.stage, record.fingerprint, record.number, record.of)
-        self.store.backend.replace(key, (record.model_dump_json(indent=1) + "\n").encode())
+        self.store.backend.replace(key, sealed(record, key))
 
     def finish(self, results: tuple[dict[str, Any], ...], logs: tuple[FileEntry, ...], device_seconds: float) -> WorkRecord:
         """Say that all is done, and what came of it."""

@@ -28,7 +28,8 @@ from sppo.portuguese.tasks import TASKS
 from sppo.progress import Progress, Report, silent
 from sppo.store.backend import Backend, open_backend
 from sppo.store.manifest import SHA256, parse_record
-from sppo.store.store import write_parquet
+from sppo.store.seal import sealed
+from sppo.store.workspace import write_parquet
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Tables:
                 f"no {MANIFEST} in {root}; expected the tables of the Portuguese tasks: fetch them there once with "
                 f"sppo fetch-tables {root}, on a machine that reaches the hub"
             )
-        return cls(root, parse_record(TablesManifest, content, f"{root}/{MANIFEST}"), backend)
+        return cls(root, parse_record(TablesManifest, content, MANIFEST, root), backend)
 
     def digest(self, tasks: Iterable[LeaderboardTask]) -> str:
         """Of the files that these tasks read, wherever they lie."""
@@ -125,7 +126,7 @@ def write(root: str, tables: Mapping[str, tuple[pa.Table, str]]) -> Tables:
     """Tables with their revisions, by key, into a root; the manifest comes last and keeps other files' entries."""
     backend = open_backend(root)
     before = backend.read(MANIFEST)
-    files = {} if before is None else dict(parse_record(TablesManifest, before, f"{root}/{MANIFEST}").files)
+    files = {} if before is None else dict(parse_record(TablesManifest, before, MANIFEST, root).files)
     with tempfile.TemporaryDirectory() as folder:
         for key, (table, revision) in tables.items():
             path = Path(folder) / "table.parquet"
@@ -134,7 +135,7 @@ def write(root: str, tables: Mapping[str, tuple[pa.Table, str]]) -> Tables:
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             files[key] = TableFile(sha256=sha256, rows=table.num_rows, revision=revision)
     manifest = TablesManifest(files=dict(sorted(files.items())))
-    backend.replace(MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    backend.replace(MANIFEST, sealed(manifest, MANIFEST))
     return Tables.open(root)
 
 

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sppo.configuration import NAME, Frozen, named_file, parse_yaml, validate
+from sppo.configuration import NAME, Frozen, named_file, parse_yaml, read_yaml, validate
 from sppo.errors import RecipeError
+from sppo.explanation import shown
 from sppo.recipe.alpaca_eval import AlpacaEval
 from sppo.recipe.evaluation import Checks, Evaluation, Gates
 from sppo.recipe.harness import Harness, Served
@@ -32,6 +33,7 @@ from sppo.recipe.models import (
     FolderModel,
     HubId,
     HubModel,
+    Location,
     ModelSource,
     PolicySource,
     PretrainedSource,
@@ -111,7 +113,7 @@ class SnorkelPrompts(Frozen):
     """snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset: UltraFeedback as `train_iteration_t` and `test_iteration_t`, t = 1..3."""
 
     kind: Literal["snorkel"]
-    dataset: str
+    dataset: Location
     """Hub id, or a local folder or file prefix that holds the splits as parquet."""
     revision: str = "main"
 
@@ -120,8 +122,8 @@ class UltraFeedbackPrompts(Frozen):
     """UltraFeedback's own prompts, joined to the Snorkel partition by prompt id (the sha256 of the prompt)."""
 
     kind: Literal["ultrafeedback"]
-    dataset: str
-    partition: str
+    dataset: Location
+    partition: Location
     """The Snorkel dataset that says which prompt belongs to which iteration."""
     revision: str = "main"
 
@@ -130,7 +132,7 @@ class OwnPrompts(Frozen):
     """A dataset of the user's own: a JSONL or Parquet file, or a dataset of the hub, portioned by a stable hash."""
 
     kind: Literal["own"]
-    dataset: str
+    dataset: Location
     split: str = "train"
     """Only read for a dataset of the hub."""
     prompt_column: str = "prompt"
@@ -245,8 +247,8 @@ def load_recipe(name: str, folder: Path, overrides: tuple[str, ...] = ()) -> Rec
     path = named_file(name, folder)
     if path is None:
         known = ", ".join(recipe_names(folder)) or "none"
-        raise RecipeError(f"no recipe {name!r} in {folder}; known recipes: {known}; or give the path of a YAML file")
-    values = parse_yaml(path.read_text(encoding="utf-8"), str(path), RecipeError)
+        raise RecipeError(f"no recipe {shown(name)} in {folder}; known recipes: {known}; or give the path of a YAML file")
+    values = read_yaml(path, RecipeError)
     for override in overrides:
         _override(values, override)
     return validate(Recipe, values, f"recipe {name}", RecipeError)
@@ -262,13 +264,20 @@ def overridden(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
 
 def _override(values: dict[str, object], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals:
-        raise RecipeError(f"override {override!r}; expected key=value, such as training.eta=4")
+    where = f"override {shown(override)}"
+    if not equals or not key.strip():
+        raise RecipeError(f"{where}; expected key=value, such as training.eta=4")
     *parents, last = key.split(".")
     place: dict[str, object] = values
-    for parent in parents:
+    for depth, parent in enumerate(parents):
         inner = place.get(parent)
+        if parent in place and not isinstance(inner, dict):
+            name, kind = ".".join(parents[: depth + 1]), "a list" if isinstance(inner, list) else shown(inner)
+            raise RecipeError(f"{where}: {name} is {kind}, which has no keys; give {name}=.. whole")
         if not isinstance(inner, dict):
-            raise RecipeError(f"override {override!r}: no {parent!r} in the recipe; its keys are {', '.join(place)}")
+            raise RecipeError(f"{where}: no {shown(parent)} in the recipe; its keys are {', '.join(place)}")
         place = inner
-    place[last] = parse_yaml(f"value: {text}", f"override {override!r}", RecipeError)["value"]
+    found = parse_yaml(f"value: {text}", where, RecipeError)
+    if list(found) != ["value"]:
+        raise RecipeError(f"{where} goes on with keys of its own on another line; expected one value: give each its own --set")
+    place[last] = found["value"]

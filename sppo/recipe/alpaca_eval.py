@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from sppo.configuration import Frozen
 from sppo.errors import RecipeError
 from sppo.recipe.judges import EndpointJudge, Judge
+from sppo.recipe.models import Location
 from sppo.recipe.sampling import Sampling
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -24,7 +25,7 @@ INSTRUCTION = "{instruction}"
 class EvaluationSetFile(Frozen):
     """Instructions with a reference model's answers: a JSON list of instruction, output and generator."""
 
-    source: str = f"{FOLDER}/alpaca_eval_gpt4_baseline.json"
+    source: Location = f"{FOLDER}/alpaca_eval_gpt4_baseline.json"
     """A path or any URL that fsspec reads. Never fingerprinted: the same file elsewhere is the same set."""
     sha256: Sha256 = EVALUATION_SET_SHA256
     """AlpacaEval 2's own, unless it is another set on purpose."""
@@ -33,7 +34,7 @@ class EvaluationSetFile(Frozen):
 class GamedBaselinesFile(Frozen):
     """Verdicts on two baselines that differ from the reference in length alone; the length-controlled fit reads them."""
 
-    source: str = f"{FOLDER}/df_gamed.csv"
+    source: Location = f"{FOLDER}/df_gamed.csv"
     """A path or any URL that fsspec reads. Never fingerprinted."""
     sha256: Sha256 = GAMED_BASELINES_SHA256
 

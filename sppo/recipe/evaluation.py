@@ -8,6 +8,7 @@ from sppo.configuration import Frozen
 from sppo.recipe.alpaca_eval import AlpacaEval
 from sppo.recipe.harness import Harness
 from sppo.recipe.judges import Judge
+from sppo.recipe.models import Location
 from sppo.recipe.sampling import Sampling
 
 Positive = Annotated[int, Field(ge=1)]
@@ -68,7 +69,7 @@ class Evaluation(Frozen):
     """None: not measured."""
     harness: tuple[Harness, ...] = ()
     """Tasks of lm-evaluation-harness, among them the Open Portuguese LLM Leaderboard's."""
-    portuguese_tables: str | None = None
+    portuguese_tables: Location | None = None
     """Root of the leaderboard's tables, a folder or s3://bucket/prefix; see `sppo fetch-tables`."""
 
     @model_validator(mode="after")

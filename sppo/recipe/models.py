@@ -2,10 +2,24 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sppo.configuration import Frozen
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, on the file systems that there are."""
+
+
+def _can_be_found(place: str) -> str:
+    longest = max(len(name.encode("utf-8", "replace")) for name in place.split("/"))
+    if not place.strip() or "\0" in place or longest > LONGEST_NAME:
+        cause = "is empty" if not place.strip() else "holds NUL" if "\0" in place else f"has a name of {longest} bytes"
+        raise ValueError(f"{cause}, which no file can have; expected a path, a name of the hub or a URL")
+    return place
+
+
+Location = Annotated[str, AfterValidator(_can_be_found)]
+"""Where something lies: a path, a name of the hub or a URL."""
 HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")]
 
 
@@ -21,7 +35,7 @@ class FolderModel(Frozen):
     """A model in a folder, safetensors only."""
 
     kind: Literal["folder"]
-    path: str
+    path: Location
     """Local; a judge's may also be a URL of object storage, such as s3://bucket/judges/pairrm."""
 
 

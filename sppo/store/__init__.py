@@ -3,7 +3,8 @@
 from sppo.store.artifact import Artifact, ArtifactFile
 from sppo.store.manifest import FileEntry, Manifest, PackSlice, PartRecord
 from sppo.store.step import Identity, Outcome, Step
-from sppo.store.store import Store, Workspace
+from sppo.store.store import Store
+from sppo.store.workspace import Workspace
 
 __all__ = [
     "Artifact",

@@ -5,17 +5,22 @@ Keys are relative, `/`-separated, and never leave the root. Records are created 
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from sppo.errors import StoreError
+from sppo.store.clock import Written
 from sppo.store.local import LocalBackend
+from sppo.store.waiting import Patience, read_patience
 
 
 class Backend(Protocol):
     """Keys to bytes, with atomic writes and create-once records. One backend serves several threads."""
+
+    @property
+    def name(self) -> str:
+        """Where the store is, for messages; no secret in it."""
 
     def read(self, key: str) -> bytes | None:
         """The whole object, or None where there is none."""
@@ -26,8 +31,13 @@ class Backend(Protocol):
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Bytes of each object, None where there is none. Each is asked for: no listing is believed."""
 
+    def written(self, key: str) -> Written | None:
+        """When the object was last written, or None where there is none."""
+
     def create(self, key: str, content: bytes) -> bool:
-        """Write a small record unless the key exists; False if another writer's record is there."""
+        """Write a small record unless the key exists, and read it back; False if another writer's record is there.
+
+        An answer that was lost, or that says of our own record that it exists, changes nothing: what lies there decides."""
 
     def replace(self, key: str, content: bytes) -> None:
         """Write a small record, atomically replacing what was there."""
@@ -45,60 +55,44 @@ class Backend(Protocol):
         """Where the object lies on this machine's own disk, or None for a remote store."""
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait for a server that does not answer."""
-
-    read_s: float
-    """For an answer to one request."""
-
-    @property
-    def connect_s(self) -> float:
-        """For a connection."""
-        return min(10.0, self.read_s)
-
-    @property
-    def stall_s(self) -> float:
-        """For a large transfer to move on at all: all of its parts may be under way on a slow line."""
-        return 5 * self.read_s
-
-
-def read_patience() -> Patience:
-    """From $SPPO_STORE_TIMEOUT_S, a minute if it is not set. Raises StoreError for anything but a positive number."""
-    text = os.environ.get("SPPO_STORE_TIMEOUT_S") or "60"
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 86400:
-        raise StoreError(f"SPPO_STORE_TIMEOUT_S is {text!r}; expected seconds to wait for an answer, such as 60")
-    return Patience(seconds)
-
-
-def open_backend(url: str) -> Backend:
-    """Backend of a store URL: a folder, `file://`, `s3://bucket/prefix`, or `memory://` (tests).
+def open_backend(url: str, patience: Patience | None = None) -> Backend:
+    """Backend of a store URL: a folder, `file://`, `s3://bucket/prefix`, or `memory://` (tests). patience: None for what the
+    environment says.
 
     Raises StoreError for a URL with credentials in it, without a bucket, or of an unknown scheme."""
-    parts = urlsplit(url)
-    _refuse_credentials(url, "store URL")
+    refuse_credentials(url, "store URL")
+    parts = _split(url, "store URL")
     if parts.scheme in ("", "file"):
-        path = Path(parts.netloc + parts.path if parts.scheme else url).expanduser().resolve()
+        path = Path(os.path.expanduser(parts.netloc + parts.path if parts.scheme else url)).resolve()
         return LocalBackend(path)
-    from sppo.store.remote import memory_backend, s3_backend  # fsspec, which a folder does not need
-
     if parts.scheme == "s3":
         if not parts.netloc:
             raise StoreError(f"store URL {url!r} names no bucket; expected s3://bucket/prefix")
         for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-            _refuse_credentials(os.environ.get(name, ""), name)  # clients' errors echo it
-        return s3_backend(parts.netloc, parts.path.strip("/"), read_patience())
+            refuse_credentials(os.environ.get(name, ""), name)  # clients' errors echo it
+        from sppo.store.bucket import s3_backend  # fsspec, which a folder does not need
+
+        return s3_backend(parts.netloc, parts.path.strip("/"), patience or read_patience())
     if parts.scheme == "memory":
+        from sppo.store.remote import memory_backend
+
         return memory_backend(f"/{parts.netloc}{parts.path}".rstrip("/"))
     raise StoreError(f"store URL {url!r} has the scheme {parts.scheme!r}; expected a folder, file://, s3:// or memory://")
 
 
-def _refuse_credentials(url: str, name: str) -> None:
-    parts = urlsplit(url)
+def _split(url: str, name: str) -> SplitResult:
+    try:
+        if "\0" in url:
+            raise ValueError("it holds NUL")
+        os.fsencode(url)  # no name of a file can hold a lone surrogate
+        return urlsplit(url)
+    except ValueError as problem:  # the URL may hold a secret where nobody expects it: it is not repeated
+        raise StoreError(f"{name} is no address ({problem}); expected a folder, file:// or s3://bucket/prefix") from problem
+
+
+def refuse_credentials(url: str, name: str) -> None:
+    """Raises StoreError for a URL with a user or password in it, which it does not repeat. name: what the URL is."""
+    parts = _split(url, name)
     if parts.username or parts.password:
         shown = f"{parts.scheme}://***@{parts.hostname or ''}{parts.path}"
         raise StoreError(

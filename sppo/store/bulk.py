@@ -1,15 +1,16 @@
 """Files to and from S3 at the line's rate: awscrt, the AWS client in C. Parallel parts, bounded memory, retries of its own.
 
-Every part carries a CRC32 that a server which knows it checks; a download is of one object throughout (If-Match), and is hashed
-from its file. A transfer that fails is an error: nothing is done again in another way.
+Every part carries a CRC32 that a server which knows it checks. Some do not, and take a part whose bytes changed on the way; so
+over a line that does not protect itself (plain http) the server is asked what arrived. A download is of one object throughout
+(If-Match), and is hashed from its file.
 """
 
 import logging
 import re
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,17 @@ from urllib.parse import quote
 
 from sppo.errors import StoreError
 from sppo.fingerprint import file_sha256
-from sppo.store.backend import Patience
 from sppo.store.endpoint import Endpoint, find_endpoint
+from sppo.store.etag import etags
+from sppo.store.waiting import Patience, outwait, stalled, unreachable
 
 log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20
 CONNECTIONS = 8
 """At a time, over all transfers of a client: with the parts' size, what bounds its memory."""
-LOOK_S = 0.1
-"""Between two looks at whether a transfer moves on."""
+UPLOADS = 2
+"""Of one file, at most: each is several requests, with attempts of their own."""
 
 
 def open_bulk(bucket: str, prefix: str, patience: Patience) -> "BulkClient | None":
@@ -39,7 +41,7 @@ def open_bulk(bucket: str, prefix: str, patience: Patience) -> "BulkClient | Non
         _say(logging.WARNING, f"{endpoint.host} is behind a proxy, which awscrt does not know: s3fs moves large files")
         return None
     _say(logging.INFO, f"awscrt moves large files to and from {endpoint.host}")
-    return BulkClient(endpoint, prefix, patience)
+    return BulkClient(endpoint, bucket, prefix, patience)
 
 
 @cache
@@ -50,13 +52,14 @@ def _say(level: int, choice: str) -> None:
 class BulkClient:
     """Whole files to and from one bucket, and the sizes of many objects at a time. Usable from several threads."""
 
-    def __init__(self, endpoint: Endpoint, prefix: str, patience: Patience) -> None:
+    def __init__(self, endpoint: Endpoint, bucket: str, prefix: str, patience: Patience) -> None:
         from awscrt import s3
 
         self._s3 = s3
         self._endpoint = endpoint
         self._folder = "/".join(part for part in (endpoint.path, quote(prefix, safe="/~")) if part)
         self._patience = patience
+        self._name = f"s3://{bucket}/{prefix}".rstrip("/") + f" on {'https' if endpoint.tls else 'http'}://{endpoint.host}"
         self._client = s3.S3Client(
             bootstrap=_bootstrap(),
             region=endpoint.region,
@@ -74,7 +77,53 @@ class BulkClient:
         )
 
     def put(self, key: str, path: Path) -> None:
-        """Upload a file; it appears whole or not at all. Raises StoreError."""
+        """Upload a file; it appears whole, with the file's bytes, or not at all. Raises StoreError."""
+        why = ""
+        for _ in range(UPLOADS):
+            try:
+                with ThreadPoolExecutor(1) as beside:
+                    expected = beside.submit(self._expected_etags, path)
+                    self._send(key, path)
+                    if self._arrived(key, path, expected.result()):
+                        return
+                why = "other bytes arrived than were sent"
+                log.warning("%s arrived with other bytes than were sent to the store at %s", key, self._name)
+            except _MissingError:
+                # the answer to the last request of a large upload was lost: asked again, the server knows of no such upload
+                why = "the server forgot the upload"
+        raise unreachable(f"upload {key} to", self._name, f"{why}, {UPLOADS} times")
+
+    def _expected_etags(self, path: Path) -> set[str]:
+        return set() if self._endpoint.tls else etags(path, PART_BYTES)
+
+    def _arrived(self, key: str, path: Path, expected: set[str]) -> bool:
+        """Whether an upload is what the file is. Raises StoreError for another size."""
+        answer: dict[str, str] = {}
+        size, found = path.stat().st_size, self._size(key, self._ask(key, answer), answer)
+        if found != size:
+            raise StoreError(
+                f"{key} has {found} bytes after its upload to the store at {self._name}, expected {size}; run again"
+            )
+        if self._endpoint.tls or size == 0 or answer.get("etag", "").strip('"') in expected:
+            return True
+        # ETags of encrypted objects, and all of some servers, are no MD5s: then the bytes themselves have to say it
+        if self._stored_sha256(key) != file_sha256(path):
+            return False
+        _say(logging.WARNING, f"{self._endpoint.host} names objects by other than their MD5s: it is read back what is uploaded")
+        return True
+
+    def _stored_sha256(self, key: str) -> str:
+        digest, moved = sha256(), [0]
+
+        def take(chunk: bytes, **_: object) -> None:
+            digest.update(chunk)
+            moved[0] += len(chunk)
+
+        request = self._request("GET", key, {}, on_body=take)
+        self._watch(request, f"read {key} back from", lambda: moved[0])
+        return digest.hexdigest()
+
+    def _send(self, key: str, path: Path) -> None:
         checksum = self._s3.S3ChecksumConfig(
             algorithm=self._s3.S3ChecksumAlgorithm.CRC32, location=self._s3.S3ChecksumLocation.HEADER
         )
@@ -114,22 +163,31 @@ class BulkClient:
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Bytes of each object, None where there is none, each asked for. Raises StoreError."""
         answers: list[dict[str, str]] = [{} for _ in keys]
+        requests = [self._ask(key, answer) for key, answer in zip(keys, answers, strict=True)]
+        try:
+            return [self._size(*each) for each in zip(keys, requests, answers, strict=True)]
+        finally:
+            for request in requests:
+                request.cancel()  # those of a failed look-up; on one that is over this does nothing
 
-        def ask(key: str, answer: dict[str, str]) -> Any:
-            def keep(headers: Sequence[tuple[str, str]], **_: object) -> None:
-                answer.update((name.lower(), value) for name, value in headers)
+    def _ask(self, key: str, answer: dict[str, str]) -> Any:
+        """What the server says of an object, as headers that the answer will hold."""
 
-            return self._request("HEAD", key, {}, operation_name="HeadObject", on_headers=keep)
+        def keep(headers: Sequence[tuple[str, str]], **_: object) -> None:
+            answer.update((name.lower(), value) for name, value in headers)
 
-        requests = [ask(key, answer) for key, answer in zip(keys, answers, strict=True)]
-        sizes: list[int | None] = []
-        for key, request, answer in zip(keys, requests, answers, strict=True):
-            try:
-                self._watch(request, f"look up {key} in", lambda: 0)
-                sizes.append(int(answer["content-length"]))
-            except _MissingError:
-                sizes.append(None)
-        return sizes
+        return self._request("HEAD", key, {}, operation_name="HeadObject", on_headers=keep)
+
+    def _size(self, key: str, request: Any, answer: dict[str, str]) -> int | None:
+        doing = f"look up {key} in"
+        try:
+            self._watch(request, doing, lambda: 0)
+        except _MissingError:
+            return None
+        length = answer.get("content-length", "")
+        if not length.isdecimal():
+            raise unreachable(doing, self._name, "it gives no size of the object (Content-Length)")
+        return int(length)
 
     def _request(self, method: str, key: str, headers: dict[str, str], **options: Any) -> Any:
         from awscrt import http
@@ -141,25 +199,18 @@ class BulkClient:
 
     def _watch(self, request: Any, doing: str, progress: Callable[[], int]) -> None:
         """Wait for a request; the client itself would wait for ever for a server that took it and does not answer."""
-        finished: Future[None] = request.finished_future
-        seen, since = progress(), time.monotonic()
-        while not wait([finished], LOOK_S).done:
-            if (now := progress()) != seen:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since > self._patience.stall_s:
-                request.cancel()
-                wait([finished], self._patience.read_s)  # it writes to nobody's file after this
-                raise StoreError(
-                    f"cannot {doing} the store at {self._endpoint.host}: nothing moved for {self._patience.stall_s:g} s; "
-                    "see that the server answers, then run again"
-                )
+        finished = request.finished_future
+        if not outwait(finished, self._patience, progress):
+            request.cancel()
+            wait([finished], self._patience.connect_s)  # it writes to nobody's file after this
+            raise stalled(doing, self._name, self._patience)
         error = finished.exception()
         if isinstance(error, self._s3.S3ResponseError) and error.status_code == 404 and "NoSuchBucket" not in _code(error):
             raise _MissingError
         if isinstance(error, self._s3.S3ResponseError) and error.status_code == 416:
             raise _EmptyError
         if error is not None:
-            raise StoreError(f"cannot {doing} the store at {self._endpoint.host}: {_reason(error)}") from error
+            raise unreachable(doing, self._name, _reason(error)) from error
 
 
 class _MissingError(Exception):

@@ -2,17 +2,21 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sppo.errors import CorruptArtifactError
+from sppo.explanation import explain, name_of
 from sppo.fingerprint import digest_of
+from sppo.store.seal import check_seal, with_seal, without_seal
 
 FILE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,120}$")
 Record = TypeVar("Record", bound=BaseModel)
 SHA256 = r"^[0-9a-f]{64}$"
+ABSENT = "nothing"
+"""Shown for a value that one of two manifests does not have."""
 
 
 class PackSlice(BaseModel):
@@ -69,8 +73,9 @@ class PartRecord(BaseModel):
     files: tuple[FileEntry, ...]
     counts: dict[str, int] = {}
 
-    def to_bytes(self) -> bytes:
-        return (self.model_dump_json(indent=1, exclude_none=True) + "\n").encode()
+    def to_bytes(self, key: str) -> bytes:
+        """Sealed, for this key."""
+        return with_seal(self.model_dump_json(indent=1, exclude_none=True), key)
 
 
 class Manifest(BaseModel):
@@ -104,10 +109,16 @@ class Manifest(BaseModel):
         """Content digest: sha256 over the names and sha256s of the content files."""
         return content_digest(self.files)
 
-    def to_bytes(self) -> bytes:
-        return (
-            json.dumps(self.model_dump(mode="json", exclude_none=True), indent=1, sort_keys=True, allow_nan=False) + "\n"
-        ).encode()
+    @property
+    def made_from(self) -> list[str]:
+        """References of the artifacts that it was made from, each once."""
+        named = dict.fromkeys(source.partition("#")[0] for source in self.lineage.values())
+        return [source for source in named if not source.startswith("outside:")]
+
+    def to_bytes(self, key: str) -> bytes:
+        """Sealed, for this key."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return with_seal(json.dumps(values, indent=1, sort_keys=True, allow_nan=False), key)
 
 
 def mend(stage: str, fingerprint: str) -> str:
@@ -120,26 +131,36 @@ def content_digest(files: tuple[FileEntry, ...]) -> str:
     return digest_of(sorted([entry.name, entry.sha256] for entry in files))
 
 
-def parse_record(kind: type[Record], content: bytes, key: str) -> Record:
-    """A manifest or part record from its bytes. Raises CorruptArtifactError naming the object."""
+def parse_record(
+    kind: type[Record], content: bytes, key: str, root: str = "", check: Callable[[Record], None] = lambda record: None
+) -> Record:
+    """A record from the bytes at its key. Raises CorruptArtifactError naming the key if they are not, to the last one, those
+    that were written there.
+
+    root: shown before the key, where it is not in a run's store. check: raises for a record that is valid and another than it
+    should be; it is asked before the seal, since it can say more."""
+    shown = f"{root}/{key}" if root else key
     try:
-        return kind.model_validate_json(content)
+        record = kind.model_validate_json(without_seal(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        problems = "; ".join(explain(kind, error.errors())[:3])
         raise CorruptArtifactError(
-            f"{key} is not a valid {kind.__name__.lower()}: {where}: {first['msg']}; "
-            f"delete {key} and run again: the stage is recomputed"
+            f"{shown} is not a valid {name_of(kind)}: {problems}; delete {shown} and {'fetch' if root else 'run'} again"
         ) from error
+    check(record)
+    check_seal(content, key, shown)
+    return record
 
 
-def identity_difference(manifest: Manifest, stage: str, recipe: Mapping[str, object], inputs: Mapping[str, str]) -> str:
-    """Field by field, how a manifest's identity differs from the one expected; empty if it does not."""
+def identity_difference(manifest: Manifest, expected: Mapping[str, Any]) -> str:
+    """How a manifest's fields differ from those expected, each value of the recipe and each input by itself; empty if they do
+    not."""
     differences = []
-    if manifest.stage != stage:
-        differences.append(f"stage {manifest.stage!r} instead of {stage!r}")
-    for name, found, wanted in (("recipe", manifest.recipe, recipe), ("inputs", manifest.inputs, inputs)):
-        for key in sorted({*found, *wanted}):
-            if found.get(key) != wanted.get(key):
-                differences.append(f"{name}.{key} {found.get(key)!r} instead of {wanted.get(key)!r}")
+    for name, wanted in expected.items():
+        found = getattr(manifest, name)
+        if isinstance(found, dict):
+            pairs = [(f"{name}.{key}", found.get(key, ABSENT), wanted.get(key, ABSENT)) for key in sorted({*found, *wanted})]
+        else:
+            pairs = [(name, found, wanted)]
+        differences += [f"{field} {has!r} instead of {want!r}" for field, has, want in pairs if has != want]
     return "; ".join(differences)

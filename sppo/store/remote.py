@@ -1,164 +1,206 @@
-"""A store behind fsspec, s3fs above all, and where its traps end.
-
-s3fs is the file system: it writes every small record. Files move through a bulk client where one can serve (sppo.store.bulk).
-"""
+"""A store behind fsspec, and where its traps end. Memory is one; a bucket is another (sppo.store.bucket)."""
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 
-from sppo.errors import StoreError
-from sppo.store.backend import Patience
-from sppo.store.bulk import BulkClient, open_bulk
+from sppo.errors import CorruptArtifactError, StoreError
+from sppo.store.bulk import BulkClient
+from sppo.store.clock import Written
+from sppo.store.keys import checked
 from sppo.store.parallel import in_parallel
+from sppo.store.waiting import unreachable
 
 BLOCK_BYTES = 32 << 20
 REQUESTS = 32
 """Small requests under way at a time."""
+CREATIONS = 3
+"""Of one record, where the server says that another is at it and then there is none."""
+
+CONFLICTS = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+"""Another writer's record is there, or on its way."""
 
 
 def memory_backend(root: str) -> "RemoteBackend":
     """Objects of this process, for tests."""
-    return RemoteBackend(fsspec.filesystem("memory"), root, (OSError,), {}, lambda: None)
-
-
-def s3_backend(bucket: str, prefix: str, patience: Patience) -> "RemoteBackend":
-    """Objects of a bucket, below a prefix; credentials, region and endpoint as every AWS client finds them."""
-    from aiobotocore.session import AioSession
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.handlers import add_expect_header
-
-    session = AioSession()
-    # aiohttp waits without end for the server's leave to send a body, and each record would take two round trips
-    session.unregister("before-call.s3", add_expect_header)
-    # The listing cache never expires and instances are shared: both would show us a store that no longer is.
-    filesystem = fsspec.filesystem(
-        "s3",
-        session=session,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        config_kwargs={
-            "connect_timeout": patience.connect_s,
-            "read_timeout": patience.read_s,
-            "retries": {"total_max_attempts": 3, "mode": "standard"},
-            "max_pool_connections": REQUESTS,
-            "request_checksum_calculation": "when_required",  # over TLS it is a trailer, which many servers cannot read
-        },
-    )
-    filesystem.retries = 2  # each of them is three attempts: on its defaults a black hole takes half an hour
-    root = f"{bucket}/{prefix}".rstrip("/")
-    failures = (OSError, BotoCoreError, ClientError)
-    parts = {"chunksize": 16 << 20, "max_concurrency": 8}  # its defaults would hold 500 MB
-    return RemoteBackend(filesystem, root, failures, parts, lambda: open_bulk(bucket, prefix, patience))
+    return RemoteBackend(fsspec.filesystem("memory"), root)
 
 
 class RemoteBackend:
-    """An fsspec file system: s3fs, or memory in tests."""
+    """An fsspec file system; as it stands, one in memory."""
 
-    def __init__(
-        self,
-        filesystem: "fsspec.AbstractFileSystem",
-        root: str,
-        failures: tuple[type[Exception], ...],
-        put_options: Mapping[str, Any],
-        open_bulk: Callable[[], BulkClient | None],
-    ) -> None:
+    failures: tuple[type[Exception], ...] = (OSError,)
+    read_options: ClassVar[Mapping[str, Any]] = {}
+    put_options: ClassVar[Mapping[str, Any]] = {}
+    creating: "contextlib.AbstractContextManager[Any]" = threading.Lock()
+    """Memory looks and then writes; of a server this is asked, and tried (sppo.store.preflight)."""
+    bulk: BulkClient | None = None
+    """What moves files, where there is one."""
+
+    def __init__(self, filesystem: "fsspec.AbstractFileSystem", root: str) -> None:
         self.filesystem = filesystem
         self.root = root
-        self._failures = failures
-        self._put_options = put_options
-        self._open_bulk = open_bulk
 
-    @cached_property
-    def bulk(self) -> BulkClient | None:
-        """What moves files, chosen at the first one."""
-        return self._open_bulk()
+    @property
+    def name(self) -> str:
+        return self.root
 
     def _path(self, key: str) -> str:
-        return f"{self.root}/{key}"
+        return f"{self.root}/{checked(key)}"
+
+    def _call(self, doing: str, method: str, *values: Any, progress: Callable[[], int] | None = None, **options: Any) -> Any:
+        """What a method of the file system answers. Raises FileNotFoundError and FileExistsError as they are."""
+        return getattr(self.filesystem, method)(*values, **options)
 
     @contextlib.contextmanager
     def _named(self, doing: str) -> Iterator[None]:
         """Any failure as a StoreError that says what was tried."""
         try:
             yield
-        except self._failures as error:
+        except self.failures as error:
             # a clock that is off comes as PermissionError without a word: the server's own words are in its cause
             reason = str(error) if error.args and error.args[-1] is not None else error.__cause__ or type(error).__name__
-            raise StoreError(f"cannot {doing} the store at {self.root}: {reason}") from error
+            raise unreachable(doing, self.name, str(reason)) from error
 
     def read(self, key: str) -> bytes | None:
-        with self._named(f"read {key} from"):
+        doing = f"read {key} from"
+        with self._named(doing):
             try:
-                return bytes(self.filesystem.cat_file(self._path(key)))
-            except FileNotFoundError:
+                return bytes(self._call(doing, "cat_file", self._path(key), **self.read_options))
+            except FileNotFoundError as error:
+                self._check_bucket(error)
                 return None
+
+    def _check_bucket(self, error: FileNotFoundError) -> None:
+        """Raises the error again if it is not the object alone that is missing."""
+        if code_of(error) == "NoSuchBucket":
+            raise OSError("there is no such bucket") from error
 
     def get_file(self, key: str, path: Path) -> str | None:
         if self.bulk is not None:
-            return self.bulk.get(key, path)
+            return self.bulk.get(checked(key), path)
         [size] = self.sizes([key])
         if size is None:
             return None
         digest = hashlib.sha256()
-        with self._named(f"download {key} from"), path.open("wb") as stream:
+        with path.open("wb") as stream:
             for start in range(0, size, BLOCK_BYTES):  # its own download leaves a zero-filled file of the right size if killed
-                block = self.filesystem.cat_file(self._path(key), start=start, end=min(start + BLOCK_BYTES, size))
+                block = self._range(key, start, min(start + BLOCK_BYTES, size))
                 digest.update(block)
                 stream.write(block)
         return digest.hexdigest()
 
+    def _range(self, key: str, start: int, end: int) -> bytes:
+        doing = f"download {key} from"
+        with self._named(doing):
+            return bytes(self._call(doing, "cat_file", self._path(key), start=start, end=end))
+
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
-        return in_parallel(self._size, keys, REQUESTS) if self.bulk is None else self.bulk.sizes(keys)
+        return in_parallel(self._size, keys, REQUESTS) if self.bulk is None else self.bulk.sizes([checked(key) for key in keys])
 
     def _size(self, key: str) -> int | None:
-        with self._named(f"look up {key} in"):
+        doing = f"look up {key} in"
+        with self._named(doing):
             try:
-                return int(self.filesystem.info(self._path(key))["size"])
+                found = self._call(doing, "info", self._path(key))
             except FileNotFoundError:
                 return None
+        return int(found["size"]) if found["type"] == "file" else None
+
+    def written(self, key: str) -> Written | None:
+        try:
+            at = self.filesystem.modified(self._path(key)).timestamp()
+        except FileNotFoundError:
+            return None
+        return Written(at, datetime.now(UTC).timestamp() - at)
 
     def create(self, key: str, content: bytes) -> bool:
+        for _ in range(CREATIONS):
+            said = self._try_to_create(key, content)
+            found = self.read(key)
+            if found is not None or said:
+                break
+        if said and found != content:
+            found = self.read(key)
+        if said and found != content:
+            seen = "nothing" if found is None else "other bytes"
+            raise CorruptArtifactError(
+                f"the store at {self.name} says that it created {key}, and holds {seen} there; "
+                "see that it keeps what it takes and creates records once (sppo checks that when a run starts), then run again"
+            )
+        return found == content  # whoever was said to have won: a lost answer looks like a record that exists
+
+    def _try_to_create(self, key: str, content: bytes) -> bool:
+        """Whether the server says that the record is ours. Raises StoreError for a failure that left nothing there."""
+        doing = f"write {key} to"
         try:
-            with self._named(f"write {key} to"), contextlib.suppress(FileExistsError):
-                self.filesystem.pipe_file(self._path(key), content, mode="create")
-        except StoreError:
-            if self.read(key) is None:
+            with self._named(doing), self.creating:
+                self._call(doing, "pipe_file", self._path(key), content, mode="create")
+        except StoreError as error:
+            cause = error.__cause__
+            if cause is None:  # nothing moved: asking what came of it would take as long again
                 raise
-        # A lost answer looks like "exists" or like a failure although we won: what lies there decides.
-        return self.read(key) == content
+            if not isinstance(cause, FileExistsError) and code_of(cause) not in CONFLICTS and not self._holds(key):
+                raise
+            return False
+        return True
+
+    def _holds(self, key: str) -> bool:
+        try:
+            return self.read(key) is not None
+        except StoreError:  # of the failures in a row the first is told
+            return False
 
     def replace(self, key: str, content: bytes) -> None:
-        with self._named(f"write {key} to"):
-            self.filesystem.pipe_file(self._path(key), content)
+        doing = f"write {key} to"
+        with self._named(doing):
+            self._call(doing, "pipe_file", self._path(key), content)
 
     def put_file(self, key: str, path: Path) -> None:
         if self.bulk is not None:
-            self.bulk.put(key, path)
-        else:
-            with self._named(f"upload {key} to"):
-                self.filesystem.put_file(str(path), self._path(key), **self._put_options)
+            self.bulk.put(checked(key), path)
+            return
+        self._put_file(key, path)
         [found], size = self.sizes([key]), path.stat().st_size
         if found != size:
             raise StoreError(
-                f"{key} has {found} bytes after its upload to the store at {self.root}, expected {size}; run again"
+                f"{key} has {found} bytes after its upload to the store at {self.name}, expected {size}; run again"
             )
 
+    def _put_file(self, key: str, path: Path) -> None:
+        from fsspec.callbacks import Callback
+
+        moved = Callback()
+        doing = f"upload {key} to"
+        with self._named(doing):
+            options = {"callback": moved, "progress": lambda: moved.value, **self.put_options}
+            self._call(doing, "put_file", str(path), self._path(key), **options)
+
+    def _keys(self, prefix: str) -> list[str]:
+        return [str(path) for path in self.filesystem.find(self._path(prefix).rstrip("/"))]
+
     def list(self, prefix: str) -> list[str]:
-        base = self._path(prefix)
-        with self._named(f"list {prefix} of"):
-            found = self.filesystem.find(base)
+        with self._named(f"list {prefix or 'all'} of"):
+            found = self._keys(prefix)
         root = self.root.lstrip("/")
-        return sorted(str(path).lstrip("/").removeprefix(f"{root}/") for path in found)
+        return sorted(path.lstrip("/").removeprefix(f"{root}/") for path in found)
 
     def delete(self, key: str) -> None:
-        with self._named(f"delete {key} from"), contextlib.suppress(FileNotFoundError):
-            self.filesystem.rm_file(self._path(key))
+        doing = f"delete {key} from"
+        with self._named(doing), contextlib.suppress(FileNotFoundError):
+            self._call(doing, "rm_file", self._path(key))
 
     def local_path(self, key: str) -> Path | None:
         return None
+
+
+def code_of(error: BaseException | None) -> str:
+    """The server's own word for an error that s3fs made one of Python's, such as `NoSuchBucket`; empty without one."""
+    response = getattr(error, "response", None) or getattr(getattr(error, "__cause__", None), "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))

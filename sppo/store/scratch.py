@@ -116,7 +116,10 @@ class Scratch:
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "lock").open("w") as lock:
             fcntl.flock(lock, kind)
-            yield
+            try:
+                yield
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has it open too
 
 
 def _copies(folder: Path) -> list[tuple[int, int, Path]]:

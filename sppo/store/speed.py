@@ -10,7 +10,8 @@ from pathlib import Path
 
 from sppo.progress import Progress, Report, silent
 from sppo.store.step import Identity, Outcome, Step
-from sppo.store.store import Store, Workspace
+from sppo.store.store import Store
+from sppo.store.workspace import Workspace
 
 STAGE = "speed"
 """Prefix of the keys that are written, and removed again."""

@@ -8,7 +8,7 @@ from sppo.fingerprint import stage_fingerprint
 from sppo.store.artifact import Artifact, ArtifactFile
 
 if TYPE_CHECKING:
-    from sppo.store.store import Workspace
+    from sppo.store.workspace import Workspace
 
 
 @dataclass(frozen=True)

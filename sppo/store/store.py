@@ -10,30 +10,33 @@ import json
 import logging
 import os
 import re
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from typing import TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from sppo import __version__
 from sppo.errors import CorruptArtifactError, StoreError
+from sppo.fingerprint import stage_fingerprint
 from sppo.progress import Report, silent
+from sppo.store import leases
 from sppo.store.artifact import Artifact
 from sppo.store.backend import Backend, open_backend
-from sppo.store.manifest import FileEntry, Manifest, PartRecord, identity_difference, parse_record
+from sppo.store.leases import Lease
+from sppo.store.manifest import Manifest, identity_difference, mend, parse_record
 from sppo.store.objects import Objects
-from sppo.store.parallel import in_parallel
-from sppo.store.scratch import open_scratch
+from sppo.store.preflight import preflight
+from sppo.store.room import naming_full_disks
 from sppo.store.step import Identity, Outcome, Step
+from sppo.store.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+Record = TypeVar("Record", bound=BaseModel)
 REFERENCE = re.compile(r"^[a-z][a-z-]{0,40}/[0-9a-f]{64}$")
 
 
@@ -49,28 +52,47 @@ class Store:
         self.scratch = scratch or Path(os.environ.get("SPPO_SCRATCH") or Path.home() / ".cache" / "sppo")
 
     def check_writable(self) -> None:
-        """Write, read back and delete a small record. Raises StoreError naming the store, before any work starts."""
-        key = f"checks/{time.time_ns()}"
-        if not self.backend.create(key, b"writable"):  # which reads it back
-            raise StoreError(f"the store at {self.url} did not keep a test record; check that it is writable")
-        if self.backend.create(key, b"again"):
-            raise StoreError(
-                f"the store at {self.url} let a record be created twice; expected create-once writes (If-None-Match): "
-                "two runs could overwrite each other, so use a server that supports them"
-            )
-        self.backend.delete(key)
+        """Try out what commits rest on. Raises StoreError naming store, fault and next move, before any work starts."""
+        preflight(self.backend)
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The artifact of a fingerprint, its files' sizes checked; None if nothing is committed.
 
-        Raises CorruptArtifactError for a file that is missing or has another size."""
+        Raises CorruptArtifactError for a manifest that is damaged or another artifact's, a file that is missing or has another
+        size."""
+        return self._find(stage, fingerprint, {})
+
+    def _find(self, stage: str, fingerprint: str, expected: Mapping[str, object]) -> Artifact | None:
+        """expected: fields of its manifest besides these two."""
         key = f"{stage}/{fingerprint}/manifest.json"
-        content = self.backend.read(key)
-        if content is None:
+
+        def check(manifest: Manifest) -> None:
+            difference = identity_difference(manifest, {"stage": stage, "fingerprint": fingerprint, **expected})
+            derived = stage_fingerprint(manifest.stage, manifest.version, manifest.recipe, manifest.inputs)
+            if not difference and derived != fingerprint:
+                difference = f"its stage, version, recipe and inputs have the fingerprint {derived} instead of {fingerprint}"
+            if difference:
+                raise CorruptArtifactError(f"{key} is another artifact's manifest: {difference}; {mend(stage, fingerprint)}")
+
+        manifest = self.record(Manifest, key, check)
+        if manifest is None:
             return None
-        manifest = parse_record(Manifest, content, key)
         Objects(self.backend, self.scratch, stage, fingerprint).check((*manifest.files, *manifest.logs))
         return Artifact(self.backend, manifest, self.scratch)
+
+    def record(self, kind: type[Record], key: str, check: Callable[[Record], None] = lambda record: None) -> Record | None:
+        """A record, or None where there is none. Raises CorruptArtifactError.
+
+        One that cannot be right is read once more, since a line may err where the store does not."""
+        content = self.backend.read(key)
+        try:
+            return None if content is None else parse_record(kind, content, key, check=check)
+        except CorruptArtifactError as error:
+            again = self.backend.read(key)
+            if again is None or again == content:
+                raise
+            log.warning("%s came back otherwise the second time it was read: %s", key, error)
+            return parse_record(kind, again, key, check=check)
 
     def open(self, reference: str) -> Artifact:
         """The artifact of `stage/fingerprint`. Raises StoreError if it is not there."""
@@ -82,7 +104,7 @@ class Store:
             raise StoreError(f"no artifact {reference} in the store at {self.url}; run the iteration that makes it")
         return artifact
 
-    def workspace(self, stage: str, fingerprint: str, report: Report = silent) -> "Workspace":
+    def workspace(self, stage: str, fingerprint: str, report: Report = silent) -> Workspace:
         """A place to make the artifact of a fingerprint in; also how a worker process commits parts of it."""
         return Workspace(self, stage, fingerprint, report)
 
@@ -93,38 +115,71 @@ class Store:
     def build_together(
         self,
         identities: Sequence[Identity],
-        run: "Callable[[Sequence[Workspace]], Sequence[Outcome]]",
+        run: Callable[[Sequence[Workspace]], Sequence[Outcome]],
         report: Report = silent,
     ) -> list[Artifact]:
         """Several artifacts of one effort, such as two sets of prompts answered by one engine load.
 
         `run` gets the workspaces of the identities that are not committed, in their order, and returns an outcome for each."""
         found = {identity.fingerprint: self._adopt(identity) for identity in identities}
-        missing = [identity for identity in identities if found[identity.fingerprint] is None]
-        if missing:
-            started = time.monotonic()
-            workspaces = [self.workspace(identity.stage, identity.fingerprint, report) for identity in missing]
-            try:
-                outcomes = run(workspaces)
-                seconds = time.monotonic() - started
-                for identity, workspace, outcome in zip(missing, workspaces, outcomes, strict=True):
-                    found[identity.fingerprint] = self._commit(identity, workspace, outcome, seconds)
-            finally:
-                for workspace in workspaces:
-                    workspace.clean()
+        with ExitStack() as held:
+            for identity in sorted(identities, key=lambda each: each.fingerprint):  # in one order: none waits for one who waits
+                if found[identity.fingerprint] is None:
+                    found[identity.fingerprint] = self._take(identity, held)
+            missing = [identity for identity in identities if found[identity.fingerprint] is None]
+            if missing:
+                made = self._make(missing, run, report)
+                found |= {identity.fingerprint: artifact for identity, artifact in zip(missing, made, strict=True)}
         return [artifact for identity in identities if (artifact := found[identity.fingerprint]) is not None]
 
+    def _take(self, identity: Identity, held: ExitStack) -> Artifact | None:
+        """Hold the lease of an artifact until the stack is closed; or the artifact, if another run makes it meanwhile."""
+        from sppo.launch.processes import check_going_on  # which knows of stores
+
+        lease = Lease(self.backend, identity.stage, identity.fingerprint)
+        held.callback(lease.release)
+        told = False
+        while at_it := lease.take():
+            if not told:
+                log.info("%s: %s makes %s; waiting for it", identity.stage, at_it, lease.label)
+                told = True
+            time.sleep(leases.POLL_S)
+            check_going_on(identity.stage)
+            if (artifact := self._adopt(identity)) is not None:
+                return artifact
+        return self._adopt(identity)  # another run may have committed it just before
+
+    def _make(
+        self,
+        missing: Sequence[Identity],
+        run: Callable[[Sequence[Workspace]], Sequence[Outcome]],
+        report: Report,
+    ) -> list[Artifact]:
+        started = time.monotonic()
+        workspaces = [self.workspace(identity.stage, identity.fingerprint, report) for identity in missing]
+        try:
+            with naming_full_disks(self.scratch):
+                outcomes = run(workspaces)
+                seconds = time.monotonic() - started
+                made = zip(missing, workspaces, outcomes, strict=True)
+                return [self._commit(identity, workspace, outcome, seconds) for identity, workspace, outcome in made]
+        finally:
+            for workspace in workspaces:
+                workspace.clean()
+
     def _adopt(self, identity: Identity) -> Artifact | None:
-        artifact = self.find(identity.stage, identity.fingerprint)
+        expected = {
+            "version": identity.version,
+            "recipe": _as_json(identity.recipe),
+            "inputs": identity.input_digests,
+        }
+        artifact = self._find(identity.stage, identity.fingerprint, expected)
         if artifact is None:
             return None
-        difference = identity_difference(artifact.manifest, identity.stage, _as_json(identity.recipe), identity.input_digests)
-        if difference:
-            raise CorruptArtifactError(f"{artifact.reference} is not what its fingerprint says: {difference}; delete it")
         log.info("%s: nothing to do, committed -> %s", identity.stage, artifact.name)
         return artifact
 
-    def _commit(self, identity: Identity, workspace: "Workspace", outcome: Outcome, seconds: float) -> Artifact:
+    def _commit(self, identity: Identity, workspace: Workspace, outcome: Outcome, seconds: float) -> Artifact:
         manifest = Manifest(
             stage=identity.stage,
             version=identity.version,
@@ -140,7 +195,8 @@ class Store:
             code_version=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        created = self.backend.create(f"{identity.stage}/{identity.fingerprint}/manifest.json", manifest.to_bytes())
+        record = f"{identity.stage}/{identity.fingerprint}/manifest.json"
+        created = self.backend.create(record, manifest.to_bytes(record))
         for key in self.backend.list(f"{identity.stage}/{identity.fingerprint}/work"):
             self.backend.delete(key)  # who was at work: of no use any more
         artifact = self.find(identity.stage, identity.fingerprint)
@@ -154,133 +210,3 @@ class Store:
 
 def _as_json(value: Mapping[str, object]) -> dict[str, object]:
     return dict(json.loads(json.dumps(dict(value))))  # tuples become lists, as in a manifest read back
-
-
-class Workspace:
-    """Where an artifact is made: a scratch folder, the files committed so far, the parts of earlier attempts."""
-
-    def __init__(self, store: Store, stage: str, fingerprint: str, report: Report) -> None:
-        self.store = store
-        self.stage = stage
-        self.fingerprint = fingerprint
-        self.report = report
-        self.files: list[FileEntry] = []
-        self.logs: list[FileEntry] = []
-        self.metrics: dict[str, float] = {}
-        """Of the making, added to the outcome's."""
-        self._folder: Path | None = None
-        self._objects = Objects(store.backend, store.scratch, stage, fingerprint)
-
-    @property
-    def folder(self) -> Path:
-        """An empty local folder for this attempt, made on first use."""
-        if self._folder is None:
-            base = self.store.scratch / "work"
-            base.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(dir=base, prefix=f"{self.stage}-{self.fingerprint[:8]}-"))
-            open_scratch(self.store.scratch).hold(f"work/{self._folder.name}")
-        return self._folder
-
-    def log_path(self, name: str) -> Path:
-        """Where a worker process of this attempt logs: it stays there if the attempt fails, for its error names it."""
-        # runs of two stores may work on one fingerprint at a time, and each has its own process
-        log_name = f"{self.stage}-{self.fingerprint[:8]}-{os.getpid()}-{name}.log"
-        return open_scratch(self.store.scratch).hold(f"logs/{log_name}")[0]
-
-    def upload(self, path: Path) -> FileEntry:
-        """Store a file's bytes under its content key; it belongs to nothing until a record names it."""
-        return self._objects.upload([path])[0]
-
-    def upload_all(self, paths: Iterable[Path]) -> list[FileEntry]:
-        """Store the bytes of several files, several at a time, the small ones of a remote store in packs: their entries, in
-        order. They belong to nothing until a record names them."""
-        return self._objects.upload(list(paths))
-
-    def add_file(self, path: Path) -> None:
-        """Store a file as content of the artifact."""
-        self.files.append(self.upload(path))
-
-    def add_files(self, paths: Iterable[Path]) -> None:
-        """Store files as content of the artifact, several at a time."""
-        self.files.extend(self.upload_all(paths))
-
-    def add_table(self, table: pa.Table, name: str) -> None:
-        """Store an Arrow table as parquet."""
-        write_parquet(table, self.folder / name)
-        self.add_file(self.folder / name)
-
-    def add_text(self, text: str, name: str) -> None:
-        """Store UTF-8 text."""
-        (self.folder / name).write_text(text, encoding="utf-8")
-        self.add_file(self.folder / name)
-
-    def add_log(self, path: Path) -> None:
-        """Move a file beside the content: kept, never part of the digest."""
-        self.logs.append(self.upload(path))
-        path.unlink()
-
-    def commit_part(self, name: str, paths: Iterable[Path], counts: Mapping[str, int] | None = None) -> PartRecord:
-        """Store files and then, once, the record that makes them a part. The first writer's part is returned."""
-        return self.commit_entries(name, self.upload_all(paths), counts)
-
-    def commit_entries(self, name: str, entries: Iterable[FileEntry], counts: Mapping[str, int] | None = None) -> PartRecord:
-        """The record of a part whose files are uploaded, by whichever machines."""
-        record = PartRecord(name=name, files=tuple(entries), counts=dict(counts or {}))
-        if self.store.backend.create(self._part_key(name), record.to_bytes()):
-            return record
-        existing = self.part(name)
-        if existing is None:
-            raise StoreError(f"part {name} of {self.stage}/{self.fingerprint} was neither written nor found")
-        return existing
-
-    def part(self, name: str) -> PartRecord | None:
-        """A committed part, or None."""
-        content = self.store.backend.read(self._part_key(name))
-        return None if content is None else parse_record(PartRecord, content, self._part_key(name))
-
-    def parts(self) -> list[str]:
-        """Names of the committed parts, sorted."""
-        prefix = f"{self.stage}/{self.fingerprint}/parts"
-        names = (key.rsplit("/", 1)[1] for key in self.store.backend.list(prefix))
-        return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
-
-    def part_path(self, entry: FileEntry) -> Path:
-        """A verified local copy of a part's file."""
-        return self._objects.path(entry)
-
-    def part_paths(self, record: PartRecord) -> list[Path]:
-        """Verified local copies of a part's files, in order, several fetched at a time."""
-        return self._objects.paths(record.files)
-
-    def adopt_part(self, record: PartRecord) -> None:
-        """Make a part's files content of the artifact."""
-        self.files.extend(record.files)
-
-    def drop_part(self, name: str, keep: Iterable[FileEntry] = ()) -> None:
-        """Remove a part that a later one replaces: its record first, then the files nothing else names."""
-        record = self.part(name)
-        if record is None:
-            return
-        self.store.backend.delete(self._part_key(name))
-        dropped = {self._objects.key(entry) for entry in record.files} - {self._objects.key(entry) for entry in keep}
-        in_parallel(self.store.backend.delete, sorted(dropped))
-
-    def clean(self) -> None:
-        """Remove the scratch folder."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-
-    def _part_key(self, name: str) -> str:
-        return f"{self.stage}/{self.fingerprint}/parts/{name}.json"
-
-    def __enter__(self) -> "Workspace":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.clean()
-
-
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Parquet with zstd and page checksums: without them a flipped bit reads back wrong in silence."""
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)

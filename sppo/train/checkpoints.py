@@ -156,10 +156,14 @@ class Saver:
 
 
 def drop(workspace: Workspace, kept: str) -> None:
-    """Remove all checkpoints but the part `kept`, a checkpoint or the result, and no file that it shares with them."""
+    """Remove the checkpoints that the part `kept`, a checkpoint or the result, makes needless, and no file that it shares with
+    them.
+
+    One with more steps than `kept` stays: it is of a training that took this one over, or of another layout."""
     record = workspace.part(kept)
+    limit = step_of(kept) if NAME.match(kept) else None
     for name in checkpoints_of(workspace):
-        if name != kept:
+        if name != kept and (limit is None or step_of(name) <= limit):
             workspace.drop_part(name, keep=() if record is None else record.files)
 
 

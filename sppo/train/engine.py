@@ -103,7 +103,12 @@ def load_policy(run: TrainRun, folder: Path) -> Any:
     splits = run.hardware.zero_stage == 3 and adapter.kind != "qlora"  # what is packed into 4 bits must be whole
     zero3 = HfDeepSpeedConfig(deepspeed_settings(run)) if splits else None
     policy = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, run.dtype), attn_implementation=attention.register(), use_safetensors=True
+        folder,
+        dtype=getattr(torch, run.dtype),
+        attn_implementation=attention.register(),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     del zero3
     if adapter.kind != "none":

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from sppo.errors import TrainError
 from sppo.store import Workspace
-from sppo.store.store import write_parquet
+from sppo.store.workspace import write_parquet
 from sppo.train.examples import response_columns
 from sppo.train.rank import Array, Rank
 from sppo.train.reference import audit, sampler_reference

@@ -4,13 +4,14 @@ Known are the decoders that recipes start from: Llama, Mistral, Gemma, Gemma-2, 
 is filled in as transformers fills it in; tests build each of them and compare.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sppo.configuration import parse_json
 from sppo.errors import PolicyError
+from sppo.explanation import shown
 
 CONFIG = "config.json"
 
@@ -111,7 +112,7 @@ def read_shape(path: Path) -> ModelShape:
     """The shape that a config.json tells, or that of a folder with one. Raises PolicyError if it cannot be read."""
     file = path / CONFIG if path.is_dir() else path
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_bytes())
     except (OSError, ValueError) as problem:
         raise PolicyError(
             f"cannot read {file} as a model's config.json: {problem}; give the one beside its weights"
@@ -125,7 +126,8 @@ def shape_of(config: Mapping[str, Any], where: str = CONFIG) -> ModelShape:
     """The shape that the values of a config.json tell; a multimodal one keeps the language model's under `text_config`.
 
     Raises PolicyError for a kind of model that is not known here, and for a key that is missing."""
-    values = {**config, **config.get("text_config", {})}
+    inner = config.get("text_config")
+    values = {**config, **(inner if isinstance(inner, dict) else {})}
     kind = str(values.get("model_type"))
     if kind not in LEFT_OUT:
         raise PolicyError(
@@ -133,9 +135,11 @@ def shape_of(config: Mapping[str, Any], where: str = CONFIG) -> ModelShape:
             "are not known beforehand, but it may well train"
         )
     values = LEFT_OUT[kind] | {name: value for name, value in values.items() if value is not None or name == "sliding_window"}
-    missing = [name for name in REQUIRED if not isinstance(values.get(name), int)]
+    missing = [name for name in REQUIRED if not isinstance(values.get(name), int) or values[name] < 1]
     if missing:
-        raise PolicyError(f"{where} has no {missing[0]}; expected a whole number, as beside a model's weights")
+        found = values.get(missing[0])
+        said = f"no {missing[0]}" if found is None else f"{missing[0]} {shown(found)}"
+        raise PolicyError(f"{where} has {said}; expected a whole number, as beside a model's weights")
     heads = values["num_attention_heads"]
     biased = bool(values.get("attention_bias", False)) and kind != "mistral"
     return ModelShape(

@@ -16,7 +16,7 @@ from sppo.policy import load_tokenizer
 from sppo.progress import Progress, ProgressFile
 from sppo.records import Prompt, Response, from_table, to_table
 from sppo.store import Store, Workspace
-from sppo.store.store import write_parquet
+from sppo.store.workspace import write_parquet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,9 +44,12 @@ class ChunkWriter:
         self.pending: list[Future[None]] = []
 
     def requests(self) -> Iterator[Request]:
-        """Every prompt of every chunk, chunk after chunk."""
+        """Every prompt of every chunk, chunk after chunk; but of none that another process has committed in the meantime, as
+        while this one slept."""
         for draw, task in enumerate(self.run.draws):
             for chunk in task.chunks:
+                if self.workspaces[draw].part(chunk_name(chunk)) is not None:
+                    continue
                 for position in self.positions(draw, chunk):
                     prompt = self.prompts[draw][position]
                     yield Request(

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from sppo.errors import EvaluationError
 from sppo.fingerprint import seed_of
+from sppo.harness.foreign import no_foreign_code
 from sppo.harness.naming import check_names
 from sppo.harness.scores import ROWS, Score, part_name, to_table
 from sppo.harness.stage import STAGE, HarnessResult, HarnessRun
@@ -23,7 +24,7 @@ from sppo.progress import Progress, ProgressFile
 from sppo.recipe.harness import Served
 from sppo.statistics import Array, Positions, percentile_interval, replicates
 from sppo.store import Workspace
-from sppo.store.store import write_parquet
+from sppo.store.workspace import write_parquet
 from sppo.workers.harness_models import load_model
 
 SLOW_RESAMPLES = 1_000
@@ -79,7 +80,7 @@ def evaluate(model: Any, manager: Any, name: str, run: HarnessRun) -> tuple[pa.T
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)  # drawn shots are those of published numbers
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
-    with _named(run.served):
+    with _named(run.served), no_foreign_code(name):
         results = answer_all(
             lm=model,
             task_dict=loaded,
@@ -102,8 +103,9 @@ def evaluate(model: Any, manager: Any, name: str, run: HarnessRun) -> tuple[pa.T
 def _load(manager: Any, name: str) -> Any:
     """A task, group or tag with its rows. Raises EvaluationError if they, or a package that it needs, cannot be loaded."""
     try:
-        return manager.load([name])
-    except (OSError, ValueError, ImportError) as problem:
+        with no_foreign_code(name):
+            return manager.load([name])
+    except (OSError, ValueError, ImportError, RuntimeError) as problem:  # RuntimeError: rows that only a script could load
         raise EvaluationError(
             f"cannot load task {name}: {' '.join(str(problem).split())}; upstream's tasks read their rows from the hub or its "
             "local cache, and some need a package more: check the network, or install lm-eval's extra that it names"
@@ -138,6 +140,11 @@ def _is_cut(model: Any, request: Any) -> bool:
 
 def _prepare(task: Any, model: Any, run: HarnessRun) -> None:
     """What upstream's command line would set, and the stop tokens of the policy."""
+    if getattr(task, "UNSAFE_CODE", False):
+        raise EvaluationError(
+            f"task {task.task_name} runs the Python that the model writes, on this machine; expected a task that only compares "
+            "texts: take it out of evaluation.harness, and run it with lm-evaluation-harness itself in a sandbox"
+        )
     if run.served is not None and task.OUTPUT_TYPE != "generate_until":
         raise EvaluationError(
             f"task {task.task_name} asks for log-probabilities of given texts, which {run.served.source.url} is not asked for; "

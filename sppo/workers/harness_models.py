@@ -16,7 +16,16 @@ from sppo.recipe.harness import Served
 
 BATCH = 4
 """Prompts at once with transformers: all their logits are alive, 10 GB in fp32 of 4 x 2560 tokens x 256k words."""
-OURS = ("model", "skip_tokenizer_init", "dtype", "max_model_len", "tensor_parallel_size", "seed", "generation_config")
+OURS = (
+    "model",
+    "skip_tokenizer_init",
+    "dtype",
+    "max_model_len",
+    "tensor_parallel_size",
+    "seed",
+    "generation_config",
+    "trust_remote_code",
+)
 """Of our engine's arguments, those that the library sets itself; and the model's own generation file may add stop tokens."""
 
 
@@ -50,6 +59,7 @@ def _vllm(folder: Path, settings: EngineSettings, scratch: Path, seed: int) -> A
         tensor_parallel_size=settings.tensor_parallel,
         seed=seed % 2**31,
         batch_size="auto",
+        trust_remote_code=False,
         **more,
     )
 
@@ -72,7 +82,7 @@ def _transformers(folder: Path, settings: EngineSettings, scratch: Path, seed: i
     from transformers import AutoConfig
 
     torch.manual_seed(seed)
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     # only the eager attention knows the soft-cap of Gemma-2; the others leave it out in silence
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     return HFLM(
@@ -82,6 +92,7 @@ def _transformers(folder: Path, settings: EngineSettings, scratch: Path, seed: i
         max_length=settings.max_model_len,
         batch_size=BATCH,
         attn_implementation=attention,
+        trust_remote_code=False,
         use_safetensors=True,
     )
 

@@ -18,7 +18,7 @@ from sppo.recipe.alpaca_eval import Order
 from sppo.records import Comparison, Duel, to_table
 from sppo.store import Artifact, Store, Workspace
 from sppo.store.manifest import PartRecord
-from sppo.store.store import write_parquet
+from sppo.store.workspace import write_parquet
 
 Messages = dict[str, list[dict[str, str]]]
 Pair = tuple[int, int]

@@ -16,7 +16,7 @@ from sppo.records import Score, by_prompt, to_table
 from sppo.score import COLUMNS, ScoreRun, part_name, read_answers
 from sppo.store import Artifact, Store, Workspace
 from sppo.store.manifest import PartRecord
-from sppo.store.store import write_parquet
+from sppo.store.workspace import write_parquet
 from sppo.train.examples import TokenIds
 from sppo.train.packing import pack, plan
 
@@ -40,7 +40,12 @@ def load(folder: Path, dtype: str, device: str) -> Any:
     from sppo.train.forward import packed_policy
 
     policy: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=register(), local_files_only=True, use_safetensors=True
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation=register(),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     return packed_policy(policy.to(device).eval())
 

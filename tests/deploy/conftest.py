@@ -1,5 +1,6 @@
 """One machine that serves itself for all tests of this folder, as `make serve` starts it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -138,8 +139,9 @@ class Machine:
         found = []
         for worker in self.workers().values():
             for process in worker.children(recursive=True):
-                if "sppo.workers." in " ".join(process.cmdline()):
-                    found.append(process)
+                with contextlib.suppress(psutil.NoSuchProcess):  # which a zombie is, too
+                    if "sppo.workers." in " ".join(process.cmdline()):
+                        found.append(process)
         return found
 
     def serve(self) -> None:

@@ -20,10 +20,11 @@ from flows.status import resume_words
 from flows.survey import survey
 from sppo.errors import RunError
 from sppo.hardware import load_hardware
+from sppo.last_start import find_last_start
 from sppo.publication import publish
 from sppo.recipe import overridden
 from sppo.report import RunReport
-from sppo.runs import find_last_start, finished_iterations, read_iteration, read_recipe
+from sppo.runs import finished_iterations, read_iteration, read_recipe
 from sppo.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]

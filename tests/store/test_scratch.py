@@ -1,6 +1,8 @@
 """Copies of remote objects are bounded, the oldest go first, and never one that a living process uses."""
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -92,6 +94,20 @@ def test_what_processes_left_a_day_ago_is_swept_when_the_next_one_starts(tmp_pat
     Scratch(tmp_path).hold("work/mine")
     left = [str(path.relative_to(tmp_path)) for folder in ("work", "logs", "objects") for path in (tmp_path / folder).iterdir()]
     assert sorted(left) == ["work/of-a-living-process", "work/train-new"]
+
+
+def test_a_child_that_is_forked_under_the_lock_does_not_keep_it(scratch: Scratch) -> None:
+    with scratch._locked(fcntl.LOCK_EX):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with (scratch.root / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError, were it not free
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "much", "nan"])

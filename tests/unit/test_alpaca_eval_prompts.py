@@ -182,7 +182,7 @@ def test_a_released_decoding_is_named_and_becomes_its_values() -> None:
             f"decoding: {{{DECODING}}}, evaluation_set: {{source: x, sha256: {'a' * 64}}}",
             "gamed_baselines are AlpacaEval 2's own and evaluation_set is another",
         ),
-        (f"decoding: {{{DECODING}}}, max_prompts: 4", "max_prompts is 4; input should be greater than or equal to 5"),
+        (f"decoding: {{{DECODING}}}, max_prompts: 4", "max_prompts is 4; expected 5 or more"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_words(values: str, message: str) -> None:

@@ -96,11 +96,11 @@ def test_what_is_no_gamed_baselines_is_an_error(tmp_path: Path, content: str) ->
     ("rows", "message"),
     [
         ({"a": 1}, "is no evaluation set"),
-        ([{"instruction": "a", "output": "b"}], r"is no evaluation set \(KeyError: 'generator'\)"),
-        ([{**ROWS[0], "output": None}], "instruction, output and dataset are text"),
+        ([{"instruction": "a", "output": "b"}], r"is no evaluation set \(it has no generator\)"),
+        ([{**ROWS[0], "output": None}], "question 1 has an instruction, output or dataset that is no text"),
         ([ROWS[0], {**ROWS[1], "generator": "other"}], "answers of 2 generators: gpt4_1106_preview, other; expected one"),
         ([ROWS[0], ROWS[0]], "has the instruction 'Why[?]' twice"),
-        ([], "answers of 0 generators"),
+        ([], "it holds no list of questions"),
     ],
 )
 def test_what_is_no_evaluation_set_is_an_error(tmp_path: Path, rows: object, message: str) -> None:

@@ -25,11 +25,13 @@ from sppo.card.hub import check_repo, token_of
 from sppo.card.reading import named_scores
 from sppo.errors import CardError, RecipeError, RunError, StoreError
 from sppo.hardware import Hardware
+from sppo.last_start import remember_start
 from sppo.recipe import Recipe
 from sppo.records import Prompt, Response, to_table
 from sppo.report import assemble
-from sppo.runs import Setup, remember_start, start, write_iteration
+from sppo.runs import Entry, Setup, index_key, read_iteration, start, write_iteration
 from sppo.store import Artifact, Identity, Outcome, Step, Store, Workspace
+from sppo.store.seal import sealed
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_secretsecretsecret"
@@ -173,11 +175,10 @@ def test_an_earlier_iterations_card_knows_nothing_of_later_ones(finished: Store)
 
 def test_the_exported_policy_is_the_one_that_is_described(finished: Store, tiny: Recipe, cpu: Hardware) -> None:
     exported = artifact(finished, "export", "2", {"config.json": "{}", "model.safetensors": "rounded"})
-    index = finished.backend.read("runs/demo/iteration-2.json")
-    assert index is not None
-    values = json.loads(index)
-    values["artifacts"]["export"] = {"reference": exported.reference, "digest": exported.digest}
-    finished.backend.replace("runs/demo/iteration-2.json", json.dumps(values).encode())
+    index = read_iteration(finished, "demo", 2)
+    entries = index.artifacts | {"export": Entry(reference=exported.reference, digest=exported.digest)}
+    key = index_key("demo", 2)
+    finished.backend.replace(key, sealed(index.model_copy(update={"artifacts": entries}), key))
     card = read_card(finished, "demo", 2)
     assert card.weights.reference == exported.reference
     assert [file.name for file in card.files] == ["config.json", "model.safetensors"]

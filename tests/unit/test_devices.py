@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sppo.errors import LaunchError
+from sppo.errors import LaunchError, StoppedError
 from sppo.launch.devices import device_environment, lent, machine_devices
+from sppo.launch.processes import halt, start_afresh
 
 HOLD = (
     "import sys, time\nfrom pathlib import Path\nfrom sppo.launch.devices import lent\n"
@@ -42,6 +43,16 @@ def test_on_cpu_nothing_is_lent_unless_slots_are_named(tmp_path: Path, monkeypat
 def test_two_groups_never_hold_one_device(tmp_path: Path) -> None:
     with lent(1, "cuda", tmp_path, "one") as first, lent(1, "cuda", tmp_path, "two") as second:
         assert {*first, *second} == {"0", "1"}
+
+
+def test_a_run_that_is_cancelled_waits_for_no_device(tmp_path: Path) -> None:
+    with lent(2, "cpu", tmp_path, "another run"):
+        halt("flow run 7 is cancelled")
+        try:
+            with pytest.raises(StoppedError, match="rank: flow run 7 is cancelled"), lent(1, "cpu", tmp_path, "rank"):
+                pass
+        finally:
+            start_afresh()
 
 
 def test_more_devices_than_the_machine_has_are_refused_at_once(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from sppo.branch import branch
 from sppo.errors import RunError
 from sppo.estimate import step
 from sppo.hardware import Hardware
+from sppo.last_start import remember_start
 from sppo.recipe import Estimator, Recipe, load_recipe, overridden
 from sppo.records import Comparison, Response, Target, to_table
 from sppo.reestimate import Change, change, reestimate
-from sppo.runs import Setup, read_iteration, remember_start, start, write_iteration
+from sppo.runs import Setup, read_iteration, start, write_iteration
 from sppo.store import Artifact, Identity, Outcome, Step, Store, Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,7 +182,7 @@ def test_the_command_answers_without_prefect_or_an_engine(demo: Recipe, store: S
     ("arguments", "told"),
     [
         (["--rule", "majority"], "'majority' is not one of 'pairwise'"),
-        (["--temperature", "0"], "estimator: temperature is 0.0; input should be greater than 0"),
+        (["--temperature", "0"], "estimator: temperature is 0.0; expected more than 0"),
         (["7"], "run demo has no iteration 7"),
     ],
 )

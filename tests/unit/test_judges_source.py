@@ -304,7 +304,7 @@ def test_a_native_judges_encoder_is_pinned_and_its_commit_recorded(
     (encoder / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     source = HubModel(kind="hub", model="somebody/judge", revision=revision)
-    artifact = built(store, pairrm("").model_copy(update={"source": source}), tiny)
+    artifact = built(store, pairrm("unused").model_copy(update={"source": source}), tiny)
     assert "encoder.json" in artifact.file_names()
     (origin,) = artifact.manifest.logs
     assert json.loads(artifact.text(origin.name))["encoder"]["revision"] == commit
@@ -318,7 +318,7 @@ def test_a_judge_of_the_hub_brings_its_code_only_if_the_recipe_names_the_commit(
     shutil.copytree(gated, tmp_path / "hub" / "models--somebody--gated" / "snapshots" / revision)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     source = HubModel(kind="hub", model="somebody/gated", revision=revision)
-    judge = reward("").model_copy(update={"source": source})
+    judge = reward("unused").model_copy(update={"source": source})
     with pytest.raises(JudgeError, match=rf"modeling_gated\.py, .* trust_code to 'somebody/gated@{revision}'"):
         judges.build(store, judge, tiny)
     trusted = judge.model_copy(update={"trust_code": f"somebody/gated@{revision}"})

@@ -163,8 +163,8 @@ def test_a_device_out_of_memory_has_an_error_of_its_own(worker) -> None:  # type
         "import torch\nfrom sppo.launch import worker_main\n"
         "def work(config): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')\nworker_main(work)"
     )
-    settings = "tokens_per_device, tokens_per_batch or max_concurrent"
-    with pytest.raises(OutOfMemoryError, match=f"^CUDA out of memory; lower {settings}"):
+    settings = "train.tokens_per_device, rank.tokens_per_batch or generate.max_concurrent in the hardware file"
+    with pytest.raises(OutOfMemoryError, match=f"^worker: CUDA out of memory; lower {settings}"):
         run_workers([bad], 60, silent, _first)
 
 

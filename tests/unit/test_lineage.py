@@ -96,6 +96,11 @@ def test_an_artifact_is_named_by_its_first_digits_or_by_run_iteration_and_stage(
         named_artifact(store, "demo", 1, "rank")
 
 
+def test_stages_of_two_words_are_named_by_first_digits_too(store: Store) -> None:
+    answers = artifact(store, "alpaca-answer", {})
+    assert named_artifact(store, answers.reference[:20]) == answers.reference
+
+
 @pytest.mark.parametrize("name", ["train/00", "train/xyzw", "tr/../0000", "../0000", "/0000"])
 def test_a_name_that_cannot_be_an_artifacts_is_refused(name: str, store: Store) -> None:
     with pytest.raises(StoreError, match="names no artifact"):

@@ -281,12 +281,12 @@ def test_the_gradient_is_that_of_finite_differences(tiny: Recipe, loss: str) -> 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("loss=kto", r"training.loss is 'kto'; input should be 'sppo', 'sppo_single', "),
+        ("loss=kto", r"training.loss is 'kto'; expected 'sppo', 'sppo_single', "),
         ("loss=rspo", "forward_kl 0 and reverse_kl 0, which is loss sppo"),
         ("forward_kl=0.5", "forward_kl 0.5 and reverse_kl 0 are only read by loss rspo, and loss is sppo"),
-        ("reverse_kl=-1", "training.reverse_kl is -1; input should be greater than or equal to 0"),
+        ("reverse_kl=-1", "training.reverse_kl is -1; expected 0 or more"),
         ("gate_from=0.2", "gate_from 0.2 is only read by loss s_sppo"),
-        ("gate_from=1", "training.gate_from is 1; input should be less than 1"),
+        ("gate_from=1", "training.gate_from is 1; expected less than 1"),
     ],
 )
 def test_settings_that_no_loss_reads_are_refused(tiny: Recipe, override: str, message: str) -> None:

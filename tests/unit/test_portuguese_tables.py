@@ -83,7 +83,7 @@ def test_a_root_without_tables_says_how_to_fetch_them(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"no manifest.json in .*: fetch them there once with"):
         Tables.open(str(tmp_path))
     (tmp_path / MANIFEST).write_text('{"files": {"assin2/test.parquet": {"sha256": "short", "rows": 1, "revision": "x"}}}')
-    with pytest.raises(SppoError, match=r"manifest.json is not a valid tablesmanifest"):
+    with pytest.raises(SppoError, match=r"manifest.json is not a valid tables manifest"):
         Tables.open(str(tmp_path))
 
 

@@ -7,17 +7,16 @@ import pytest
 from sppo.difference import flattened, recipe_differences, settled
 from sppo.errors import RecipeError, RunError
 from sppo.hardware import Hardware
+from sppo.last_start import find_last_start, remember_start
 from sppo.recipe import Recipe, overridden
 from sppo.runs import (
     Setup,
     check_reached,
     check_run_name,
-    find_last_start,
     finished_iterations,
     policy_before,
     read_iteration,
     read_recipe,
-    remember_start,
     run_names,
     samples_before,
     start,
@@ -66,10 +65,10 @@ def test_good_run_names_are_kept_as_they_are(name: str) -> None:
         ("a\\b", "holds a slash"),
         ("Tiny", "it has upper case; 'tiny' has none"),
         ("x" * 64, "it has 64 characters"),
-        ("-a", "another character"),
-        ("a b", "another character"),
-        ("a\n", "another character"),
-        ("é", "another character"),
+        ("-a", "it starts with '-'"),
+        ("a b", "it has ' '"),
+        ("a\n", r"it has '\n'"),
+        ("é", "it has 'é'"),
     ],
 )
 def test_a_bad_run_name_is_refused_with_its_reason(name: str, problem: str) -> None:
@@ -122,7 +121,7 @@ def test_an_entry_that_an_iteration_does_not_have_is_refused_with_those_it_has(s
 
 def test_a_damaged_index_is_named(setup: Setup) -> None:
     setup.store.backend.replace("runs/demo/iteration-1.json", b'{"run": "demo"}')
-    with pytest.raises(Exception, match=r"runs/demo/iteration-1\.json is not a valid iterationindex"):
+    with pytest.raises(Exception, match=r"runs/demo/iteration-1\.json is not a valid iteration index"):
         read_iteration(setup.store, "demo", 1)
 
 
@@ -208,7 +207,7 @@ def test_an_unusable_recipe_record_is_named(store: Store) -> None:
     with pytest.raises(RunError, match=r"runs/demo/recipe\.json is not JSON"):
         read_recipe(store, "demo")
     store.backend.replace("runs/demo/recipe.json", b"[1]")
-    with pytest.raises(RunError, match="holds list; expected a recipe"):
+    with pytest.raises(RunError, match="holds a list; expected a recipe"):
         read_recipe(store, "demo")
 
 

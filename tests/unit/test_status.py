@@ -17,12 +17,14 @@ from flows.status import duration, resume_words, show_status, spent_words, stage
 from flows.survey import IterationState, StageState, survey
 from sppo.branch import branch
 from sppo.hardware import Hardware
+from sppo.last_start import remember_start
 from sppo.launch.work import Failure, WorkRecord, now, work_key
 from sppo.progress import Progress
 from sppo.recipe import Recipe, load_recipe, overridden
-from sppo.runs import IterationIndex, Setup, remember_start, start, write_iteration
-from sppo.stages import stages_of
+from sppo.runs import IterationIndex, Setup, start, write_iteration
+from sppo.stages import STAGES, stages_of
 from sppo.store import Artifact, Identity, Outcome, Step, Store, Workspace
+from sppo.store.seal import sealed
 
 FINGERPRINT = "f" * 64
 ORDER_OF_TINY = [stage.name for stage in stages_of(load_recipe("tiny", RECIPES))]
@@ -65,7 +67,8 @@ def artifact(store: Store, stage: str, device_seconds: float = 0.0) -> Artifact:
         )
 
     part: dict[str, object] = {"judge.source": {"kind": "world"}} if stage == "judge" else {"named": stage}
-    return store.build(Step(Identity(stage.partition(".")[0], 1, part, {}), run))
+    name = stage.partition(".")[0]
+    return store.build(Step(Identity(name, STAGES[name].version, part, {}), run))
 
 
 def finish(store: Store, run: str, recipe: Recipe, hardware: Hardware, iteration: int) -> IterationIndex:
@@ -201,7 +204,7 @@ def test_a_survey_counts_the_chunks_of_a_draw_that_was_cut_off(
     with store.workspace("generate", generate.fingerprint) as workspace:
         workspace.commit_part("chunk-00001", [])
     key = work_key("generate", generate.fingerprint, 1, 1)
-    store.backend.create(key, work(stage="generate", fingerprint=generate.fingerprint).model_dump_json().encode())
+    store.backend.create(key, sealed(work(stage="generate", fingerprint=generate.fingerprint), key))
 
     generate, sample = survey(store.url, recipe, cpu)[0].missing
 

@@ -357,6 +357,20 @@ def test_dropping_a_checkpoint_keeps_the_files_the_newest_shares_with_it(store: 
     assert workspace.part_path(newest.files[0]).read_text() == "equal bytes"
 
 
+def test_a_training_that_was_taken_over_drops_no_checkpoint_of_the_one_that_is_ahead(store: Store, tmp_path: Path) -> None:
+    workspace = store.workspace("train", "2" * 64)
+    names = [checkpoints.checkpoint_name(step, "ranks1-zero0") for step in (10, 20, 60)]
+    for name in names:
+        (tmp_path / "state").write_text(name)
+        workspace.commit_part(name, [tmp_path / "state"])
+    checkpoints.drop(workspace, names[1])  # it woke up after 60 steps had been saved by another
+    assert workspace.parts() == names[1:]
+    assert checkpoints.latest(workspace, "ranks1-zero0", "iteration_start") == names[2]
+    workspace.commit_part("result", [tmp_path / "state"])
+    checkpoints.drop(workspace, "result")
+    assert workspace.parts() == ["result"]
+
+
 def test_another_kind_of_part_is_no_checkpoint() -> None:
     with pytest.raises(TrainError, match="'reference' is not a training checkpoint"):
         checkpoints.step_of("reference")

@@ -267,14 +267,14 @@ def test_a_4_bit_layer_keeps_no_unpacked_weight_for_the_backward_pass() -> None:
 @pytest.mark.parametrize(
     ("adapter", "message"),
     [
-        ("{kind: lora, rank: 0, alpha: 16}", "training.adapter.rank is 0; input should be greater than or equal to 1"),
-        ("{kind: lora, rank: 8, alpha: 0}", "training.adapter.alpha is 0; input should be greater than 0"),
+        ("{kind: lora, rank: 0, alpha: 16}", "training.adapter.rank is 0; expected 1 or more"),
+        ("{kind: lora, rank: 8, alpha: 0}", "training.adapter.alpha is 0; expected more than 0"),
         ("{kind: qlora, rank: 8, alpha: 16, modules: []}", "training.adapter.modules is "),
         ("{kind: lora, rank: 8, alpha: 16, modules: [q_proj, q_proj]}", "names a module twice"),
         ("{kind: lora, rank: 8, alpha: 16, modules: ['']}", "expected ends of module names, such as q_proj"),
         ("{kind: lora, rank: 8}", "'training.adapter.alpha' is missing"),
         ("{kind: lora, rank: 8, alfa: 16}", "unknown key 'training.adapter.alfa'; did you mean 'alpha'"),
-        ("{kind: dora, rank: 8, alpha: 16}", "expected tags: 'none', 'lora', 'qlora'"),
+        ("{kind: dora, rank: 8, alpha: 16}", "expected one of 'none', 'lora', 'qlora'"),
         ("lora", "training.adapter"),
     ],
 )

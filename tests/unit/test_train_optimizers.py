@@ -215,7 +215,5 @@ def test_a_large_tensor_is_updated_in_chunks_and_gives_the_same(tiny: Recipe, mo
 
 
 def test_an_unknown_optimizer_is_refused(tiny: Recipe) -> None:
-    with pytest.raises(
-        RecipeError, match=r"training.optimizer is 'lion'; input should be 'rmsprop', 'adamw', 'rmsprop_8bit' or"
-    ):
+    with pytest.raises(RecipeError, match=r"training.optimizer is 'lion'; expected 'rmsprop', 'adamw', 'rmsprop_8bit' or"):
         overridden(tiny, ("training.optimizer=lion",))

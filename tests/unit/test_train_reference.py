@@ -129,9 +129,9 @@ def test_a_recomputation_that_gives_no_numbers_is_refused(tiny: Recipe, values: 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("reference=cached", "training.reference is 'cached'; input should be 'recompute' or 'sampler'"),
-        ("reference_audit=0", "training.reference_audit is 0; input should be greater than or equal to 1"),
-        ("reference_tolerance=0", "training.reference_tolerance is 0; input should be greater than 0"),
+        ("reference=cached", "training.reference is 'cached'; expected 'recompute' or 'sampler'"),
+        ("reference_audit=0", "training.reference_audit is 0; expected 1 or more"),
+        ("reference_tolerance=0", "training.reference_tolerance is 0; expected more than 0"),
         ("reference_tolerance=.nan", "training.reference_tolerance is .*number"),
     ],
 )

@@ -20,7 +20,7 @@ from sppo.progress import Progress, silent
 from sppo.recipe import FolderModel, PairRMJudge, Recipe, WorldRuleJudge
 from sppo.records import Comparison, Duel, Prompt, from_table, to_table
 from sppo.store import Artifact, ArtifactFile, Identity, Outcome, Step, Store, Workspace
-from sppo.store.store import write_parquet
+from sppo.store.workspace import write_parquet
 from sppo.world.language import rule_logit
 
 MakePrompts = Callable[[list[str]], ArtifactFile]

@@ -18,7 +18,7 @@ from sppo.recipe import Recipe, load_recipe
 from sppo.records import Prompt, Score, by_prompt, from_table, to_table
 from sppo.stages import stage_identity
 from sppo.store import Artifact, ArtifactFile, Identity, Outcome, Step, Store
-from sppo.store.store import write_parquet
+from sppo.store.workspace import write_parquet
 
 DEPLOYMENTS = Path(__file__).resolve().parents[2] / "deployments"
 PROMPTS, ANSWERS = 40, 2

@@ -22,12 +22,12 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.events.actions import DoNothing
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-from prefect.states import Running
+from prefect.states import Cancelling, Running
 
-from flows.automations import FAILED, LOST, NEVER_RUNS, SILENT, install
+from flows.automations import FAILED, LOST, NEVER_RUNS, SILENT, UNHEARD, install
 from sppo.errors import LaunchError
 
-NAMES = [SILENT, LOST, NEVER_RUNS]
+NAMES = [SILENT, UNHEARD, LOST, NEVER_RUNS]
 
 
 @pytest.fixture
@@ -138,6 +138,17 @@ def test_a_run_that_falls_silent_is_marked_crashed(client: SyncPrefectClient, la
         found = client.read_flow_run(flow_run.id).state
         assert found is not None
         assert found.message == "No sign of life for 10 s."
+        client.delete_flow_run(flow_run.id)
+
+
+def test_a_cancel_that_nobody_answers_ends(client: SyncPrefectClient) -> None:
+    install(client, notify=None, resumes=0, cancelled_after_s=10)
+    deployment = client.read_deployment_by_name("sppo-run/nightly")
+    with paused(client, "cpu"):
+        flow_run = client.create_flow_run_from_deployment(deployment.id)
+        client.set_flow_run_state(flow_run.id, Running(), force=True)
+        client.set_flow_run_state(flow_run.id, Cancelling())
+        wait_until(lambda: state(client, flow_run.id) == "Cancelled")
         client.delete_flow_run(flow_run.id)
 
 
