@@ -15,6 +15,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, t
 from prefect.states import Cancelled, Cancelling
 
 from sppo.errors import LaunchError
+from sppo.secrecy import without_secrets
 
 CHILD = "stage"
 """Tag of all children: automations leave them alone."""
@@ -39,8 +40,9 @@ def server() -> Iterator[SyncPrefectClient]:
     except httpx.HTTPError as problem:
         said = str(problem).partition("\n")[0] or type(problem).__name__
         raise LaunchError(
-            f"the Prefect server{f' at {where}' if where else ''} does not answer: {said}; see that it runs and that "
-            "PREFECT_API_URL and PREFECT_API_AUTH_STRING are its own, then run again: what is committed is kept"
+            f"the Prefect server{f' at {without_secrets(where)}' if where else ''} does not answer: {without_secrets(said)}; "
+            "see that it runs and that PREFECT_API_URL and PREFECT_API_AUTH_STRING are its own, then run again: "
+            "what is committed is kept"
         ) from problem
 
 

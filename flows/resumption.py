@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sppo.errors import RunError
+from sppo.secrecy import without_secrets
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -43,7 +44,8 @@ def resume_on_server(run: str) -> str:
             raise RunError("no Prefect server is configured; set PREFECT_API_URL, or resume here without --on-server")
         newest = _newest_first(client, run)
         if not newest:
-            raise RunError(f"the Prefect server at {client.api_url} has no flow run of run {run}; resume without --on-server")
+            where = without_secrets(str(client.api_url))
+            raise RunError(f"the Prefect server at {where} has no flow run of run {run}; resume without --on-server")
         last = newest[0]
         if _is_alive(client, last):
             raise RunError(f"run {run} is at work: flow run {_named(last)} is {last.state_name}; there is nothing to resume")
@@ -76,8 +78,8 @@ def _server() -> "Iterator[SyncPrefectClient | None]":
             yield client
     except (httpx.HTTPError, PrefectHTTPStatusError) as problem:
         raise RunError(
-            f"the Prefect server at {url} cannot be asked about the run: {' '.join(str(problem).split())[:200]}; "
-            "start it, or unset PREFECT_API_URL to go on without it"
+            f"the Prefect server at {without_secrets(url)} cannot be asked about the run: "
+            f"{without_secrets(' '.join(str(problem).split()))[:200]}; start it, or unset PREFECT_API_URL to go on without it"
         ) from problem
 
 

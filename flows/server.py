@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flows.guard import guard_children
+from sppo.secrecy import without_secrets
 
 EVERYWHERE = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -43,7 +44,7 @@ def prefect_server() -> Iterator[str]:
 
     url = get_current_settings().api.url
     if url is not None:
-        yield f"the Prefect server at {url}"
+        yield without_secrets(f"the Prefect server at {url}")
         return
     password = f"sppo:{secrets.token_urlsafe(24)}"
     _set_where_unset({**TEMPORARY, "PREFECT_SERVER_API_AUTH_STRING": password, "PREFECT_API_AUTH_STRING": password})

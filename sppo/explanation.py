@@ -9,6 +9,8 @@ from pydantic import BaseModel
 
 SHOWN = 80
 """Characters of a value that a message repeats."""
+PATH_SHOWN = 240
+"""Of a path that somebody typed, who has to see where it ends."""
 EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -44,10 +46,10 @@ BRANCH = re.compile(r"(literal|constrained|function|nullable|tuple|list|dict)[\[
 """How pydantic names the branch of a union that it tried."""
 
 
-def shown(value: object) -> str:
-    """A value for a message: its beginning, if it is long."""
-    text = repr(value[: SHOWN + 1] if isinstance(value, str) else value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+def shown(value: object, most: int = SHOWN) -> str:
+    """A value for a message: its beginning, if it has more characters than that."""
+    text = repr(value[: most + 1] if isinstance(value, str) else value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def kind_of(value: object) -> str:

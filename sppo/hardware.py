@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from sppo.configuration import Frozen, named_file, read_yaml, validate
 from sppo.errors import HardwareError
-from sppo.explanation import shown
+from sppo.explanation import PATH_SHOWN, shown
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -119,7 +119,9 @@ def load_hardware(name: str, folder: Path) -> Hardware:
     path = named_file(name, folder)
     if path is None:
         known = ", ".join(hardware_names(folder)) or "none"
-        raise HardwareError(f"no hardware {shown(name)} in {folder}; known: {known}; or give the path of a YAML file")
+        raise HardwareError(
+            f"no hardware {shown(name, PATH_SHOWN)} in {folder}; known: {known}; or give the path of a YAML file"
+        )
     return validate(Hardware, _values(path, folder), str(path), HardwareError)
 
 

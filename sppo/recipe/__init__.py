@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from sppo.configuration import NAME, Frozen, named_file, parse_yaml, read_yaml, validate
 from sppo.errors import RecipeError
-from sppo.explanation import shown
+from sppo.explanation import PATH_SHOWN, shown
 from sppo.recipe.alpaca_eval import AlpacaEval
 from sppo.recipe.evaluation import Checks, Evaluation, Gates
 from sppo.recipe.harness import Harness, Served
@@ -247,7 +247,9 @@ def load_recipe(name: str, folder: Path, overrides: tuple[str, ...] = ()) -> Rec
     path = named_file(name, folder)
     if path is None:
         known = ", ".join(recipe_names(folder)) or "none"
-        raise RecipeError(f"no recipe {shown(name)} in {folder}; known recipes: {known}; or give the path of a YAML file")
+        raise RecipeError(
+            f"no recipe {shown(name, PATH_SHOWN)} in {folder}; known recipes: {known}; or give the path of a YAML file"
+        )
     values = read_yaml(path, RecipeError)
     for override in overrides:
         _override(values, override)

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from sppo.secrecy import without_secrets
 from sppo.train.flops import useful_mfu
-from sppo.train.trackers import About, Tracker, asked_trackers, without_secrets
+from sppo.train.trackers import About, Tracker, asked_trackers
 
 __all__ = ["CLOCKED", "About", "Metrics", "Pace", "event_files", "note", "open_metrics"]
 

@@ -15,7 +15,6 @@ import importlib.util
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,10 +24,6 @@ from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|AUTH", re.IGNORECASE)
-IN_URL = re.compile(r"://[^/@\s]+@")
-SECRET_LENGTH = 6
-"""Shorter values of such variables are switches, not secrets."""
 ID_DIGITS = 16
 """Of the fingerprint, that a run is known by."""
 
@@ -167,11 +162,3 @@ class MLflow:
 
 def _figures(line: Mapping[str, float]) -> list[tuple[str, float]]:
     return [(name, float(value)) for name, value in line.items() if name != "step" and math.isfinite(value)]
-
-
-def without_secrets(text: str) -> str:
-    """A message as it may stand in a log: no credentials of URLs, no value of a variable that is named like a secret."""
-    for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= SECRET_LENGTH:
-            text = text.replace(value, "***")
-    return IN_URL.sub("://***@", text)

@@ -72,7 +72,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def plain(message: str, folder: Path) -> str:
     """A message without what differs from machine to machine."""
     message = message.replace(str(folder), "<folder>").replace(str(ROOT), "<project>")
-    message = re.sub(r"/[^ ']*/pytest-of-[^/]+/pytest-\d+/", "<folder>/", message)
+    message = re.sub(r"/[^ ']*/pytest-of-[^/]+/pytest-\d+/(popen-gw\d+/)?", "<folder>/", message)
     message = re.sub(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{16}\b|\b[0-9a-f]{40}\b", "<digest>", message)
     return re.sub(r"(?<=/)[0-9a-f]{8}\b", "<digest>", message)
 

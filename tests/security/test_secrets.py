@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sppo.errors import StoreError
+from sppo.errors import LaunchError, RunError, StoreError
 from sppo.store import Store
 
 
@@ -37,3 +37,21 @@ def test_serve_refuses_a_store_with_credentials_before_anything_is_deployed(tmp_
 
     with pytest.raises(StoreError, match=r"--store s3://\*\*\*@bucket/store holds credentials"):
         serving_settings(tmp_path, tmp_path / "store", (), None, "s3://KEY:secret@bucket/store")
+
+
+def test_nothing_that_is_said_of_a_prefect_server_repeats_credentials_of_its_address() -> None:
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    from flows.children import children_of, server
+    from flows.resumption import check_nobody_is_at_it
+    from flows.server import prefect_server
+
+    nobody_there = "http://me:planted-secret@127.0.0.1:9/api"
+    with temporary_settings({PREFECT_API_URL: nobody_there, PREFECT_CLIENT_MAX_RETRIES: 0}):
+        with prefect_server() as said:
+            assert said == "the Prefect server at http://***@127.0.0.1:9/api"
+        with pytest.raises(LaunchError, match=r"http://\*\*\*@127.0.0.1:9/api does not answer") as away, server() as client:
+            children_of(client, "rank", "1f0c")
+        with pytest.raises(RunError, match=r"http://\*\*\*@127.0.0.1:9/api cannot be asked about the run") as unknown:
+            check_nobody_is_at_it("mine")
+    assert "planted-secret" not in f"{away.value} {unknown.value}"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sppo.secrecy import without_secrets
 from sppo.train import metrics as module
 from sppo.train.metrics import CLOCKED, About, Metrics, Pace, event_files, note, open_metrics
-from sppo.train.trackers import asked_trackers, without_secrets
+from sppo.train.trackers import asked_trackers
 
 ABOUT = About("tiny-iteration-1", "ab" * 32, {"eta": 10})
 VARIABLES = ("SPPO_TENSORBOARD", "WANDB_PROJECT", "MLFLOW_TRACKING_URI")
