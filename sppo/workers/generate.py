@@ -1,11 +1,13 @@
 """`python -m sppo.workers.generate run.json`: one engine, one device, a share of the chunks of one policy's draws."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from sppo import engines
 from sppo.engines import Engine, Request, Sample
@@ -21,6 +23,11 @@ from sppo.store.workspace import write_parquet
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
+
+GIVEN_UP = 2
+"""Chunks that could not be committed: after so many the store is away, and no other is tried."""
+
 
 @dataclass
 class OpenChunk:
@@ -32,7 +39,9 @@ class OpenChunk:
 
 
 class ChunkWriter:
-    """Turns finished chunks into parquet parts, on a thread of its own: the engine does not wait for the store."""
+    """Turns finished chunks into parquet parts, on a thread of its own: the engine does not wait for the store.
+
+    It closes when all that was drawn is committed, also after an error, of the engine or of one chunk."""
 
     def __init__(self, run: GenerateRun, workspaces: list[Workspace], tokenizer: "PreTrainedTokenizerBase") -> None:
         self.run = run
@@ -41,7 +50,15 @@ class ChunkWriter:
         self.stops = set(run.settings.stop_token_ids)
         self.prompts = [_prompts(workspaces[0].store, task) for task in run.draws]
         self.thread = ThreadPoolExecutor(1)
-        self.pending: list[Future[None]] = []
+        self.failed: list[Exception] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+        self.thread.shutdown()
+        if problem is None:
+            self._raise_failed()
 
     def requests(self) -> Iterator[Request]:
         """Every prompt of every chunk, chunk after chunk; but of none that another process has committed in the meantime, as
@@ -69,16 +86,20 @@ class ChunkWriter:
 
     def submit(self, draw: int, chunk: int, done: OpenChunk) -> None:
         """Write a chunk soon. Raises what went wrong with an earlier one."""
-        self.pending.append(self.thread.submit(self._commit, draw, chunk, done))
-        for future in [future for future in self.pending if future.done()]:
-            self.pending.remove(future)
-            future.result()
+        self.thread.submit(self._try_to_commit, draw, chunk, done)
+        self._raise_failed()
 
-    def finish(self) -> None:
-        """Wait for all chunks. Raises what went wrong with one."""
-        for future in self.pending:
-            future.result()
-        self.thread.shutdown()
+    def _raise_failed(self) -> None:
+        if self.failed:
+            raise self.failed[0]
+
+    def _try_to_commit(self, draw: int, chunk: int, done: OpenChunk) -> None:
+        if len(self.failed) < GIVEN_UP:
+            try:
+                self._commit(draw, chunk, done)
+            except Exception as problem:  # noqa: BLE001  raised by the next call, or at the end
+                log.warning("%s could not be committed: %s", chunk_name(chunk), problem)
+                self.failed.append(problem)
 
     def _commit(self, draw: int, chunk: int, done: OpenChunk) -> None:
         rows = [row for position in sorted(done.answers) for row in self._rows(draw, position, *done.answers[position])]
@@ -128,16 +149,16 @@ def answer_all(engine: Engine, writer: ChunkWriter, report: ProgressFile, total:
     started = time.monotonic()
     chunks: dict[tuple[int, int], OpenChunk] = {}
     tokens = 0
-    for done, (request, samples) in enumerate(engine.answer(writer.requests()), start=1):
-        key = (request.draw, request.position // CHUNK)
-        chunk = chunks.setdefault(key, OpenChunk(len(writer.positions(*key))))
-        chunk.answers[request.position] = (request, samples)
-        if len(chunk.answers) == chunk.size:
-            writer.submit(*key, chunks.pop(key))
-        tokens += sum(len(sample.token_ids) for sample in samples)
-        rate = tokens / max(time.monotonic() - started, 1e-9)
-        report(Progress(stage="generate", done=done, total=total, unit="prompts", note=f"{rate:.0f}{RATE}"))
-    writer.finish()
+    with writer:
+        for done, (request, samples) in enumerate(engine.answer(writer.requests()), start=1):
+            key = (request.draw, request.position // CHUNK)
+            chunk = chunks.setdefault(key, OpenChunk(len(writer.positions(*key))))
+            chunk.answers[request.position] = (request, samples)
+            if len(chunk.answers) == chunk.size:
+                writer.submit(*key, chunks.pop(key))
+            tokens += sum(len(sample.token_ids) for sample in samples)
+            rate = tokens / max(time.monotonic() - started, 1e-9)
+            report(Progress(stage="generate", done=done, total=total, unit="prompts", note=f"{rate:.0f}{RATE}"))
     return tokens, time.monotonic() - started
 
 

@@ -3,20 +3,22 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sppo import generate, policy
-from sppo.errors import PolicyError
+from sppo.engines import Request, Sample
+from sppo.errors import PolicyError, StoreError
 from sppo.hardware import Hardware, load_hardware
 from sppo.launch import Group, WorkRecord
-from sppo.progress import Progress, Report
+from sppo.progress import Progress, ProgressFile, Report
 from sppo.recipe import Recipe, load_recipe
 from sppo.records import Prompt, Response, by_prompt, from_table, to_table
-from sppo.store import Artifact, Identity, Outcome, Step, Store
+from sppo.store import Artifact, Identity, Outcome, Step, Store, Workspace
+from sppo.workers.generate import ChunkWriter, answer_all
 
 DEPLOYMENTS = Path(__file__).resolve().parents[2] / "deployments"
 EOT = 3
@@ -191,3 +193,42 @@ def test_transformers_stands_in_and_committed_draws_start_no_process(
 
     again = generate.build(store, recipe, hardware_with(1), base, draws[1:], launch=Nowhere())[0]
     assert again.digest == sampled.digest
+
+
+class Parrot:
+    """An engine that says each prompt's last ids again."""
+
+    def answer(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[Sample]]]:
+        for request in requests:
+            yield request, [Sample([*request.token_ids[-5:], EOT], [-1.0] * 6) for _ in range(request.responses)]
+
+
+@pytest.mark.parametrize(("refused", "kept"), [((0,), [1, 2]), ((0, 1), [])])
+def test_what_was_drawn_is_committed_also_after_a_chunk_that_could_not_be(
+    random_policy: Callable[[str], Path], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any, kept: Any
+) -> None:
+    recipe = recipe_with(random_policy("llama"), "transformers")
+    base, _, draws = sources(store, recipe)
+    commit_part = Workspace.commit_part
+
+    def commit_or_fail(workspace: Workspace, name: str, *told: Any) -> Any:
+        if name in {generate.chunk_name(chunk) for chunk in refused}:
+            raise StoreError(f"nobody took {name}")
+        return commit_part(workspace, name, *told)
+
+    class InThisProcess:
+        def machines(self, stage: str, fingerprint: str) -> int:
+            return 1
+
+        def run(self, groups: Sequence[Group], store: Store, report: Report) -> list[WorkRecord]:
+            run = generate.GenerateRun.model_validate_json(json.dumps(groups[0].works[0]))
+            workspaces = [store.workspace(task.stage, task.fingerprint) for task in run.draws]
+            writer = ChunkWriter(run, workspaces, policy.load_tokenizer(random_policy("llama")))
+            answer_all(Parrot(), writer, ProgressFile(tmp_path / "progress.json"), 70)
+            raise AssertionError("a chunk is missing")
+
+    monkeypatch.setattr(Workspace, "commit_part", commit_or_fail)
+    with pytest.raises(StoreError, match="nobody took chunk-00000"):
+        generate.build(store, recipe, hardware_with(1), base, draws[:1], launch=InThisProcess())
+    parts = (Path(store.url) / "generate").glob("*/parts/*.json")
+    assert sorted(part.stem for part in parts) == [generate.chunk_name(chunk) for chunk in kept]
